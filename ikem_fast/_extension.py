@@ -10,6 +10,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import json
+import struct
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -66,17 +67,38 @@ def find_problem(torch_version: str | None, folder: Path = PACKAGE_FOLDER) -> st
     return None
 
 
+def check_library(path: Path) -> None:
+    """Refuse a truncated library, which would end the process with SIGBUS instead of an error of the dynamic linker.
+
+    A library ends with its table of sections, whose place its ELF header (64 bits) states.
+
+    Raises:
+        OSError: ``path`` cannot be read, is no library or ends before its table of sections.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        raise OSError(f"{path} is not a shared library")
+    (sections,) = struct.unpack_from("<Q", header, 40)
+    entry_size, entries = struct.unpack_from("<HH", header, 58)
+    if sections + entry_size * entries > size:
+        raise OSError(f"{path} is truncated")
+
+
 def load_module(folder: Path = PACKAGE_FOLDER) -> ModuleType:
     """Load ``_C`` of ``folder``, after :func:`find_problem` found none.
 
     Raises:
         ExtensionError: the library is damaged or misses a symbol.
     """
+    paths = [folder / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    path = next(path for path in paths if path.is_file())
     try:
+        check_library(path)
         if folder == PACKAGE_FOLDER:
             return importlib.import_module("ikem_fast._C")
-        paths = [folder / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-        spec = importlib.util.spec_from_file_location("ikem_fast._C", next(path for path in paths if path.is_file()))
+        spec = importlib.util.spec_from_file_location("ikem_fast._C", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -113,6 +135,7 @@ def _load() -> None:
     if _module is None or not library.is_file():
         return
     try:
+        check_library(library)
         torch.ops.load_library(library)
         _cuda_loaded = True
     except (OSError, RuntimeError) as error:

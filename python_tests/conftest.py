@@ -1,0 +1,37 @@
+"""Shared by all tests: which package is tested, and which tests need a GPU."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports matplotlib: tests run without a display.
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+import ikem_fast
+from ikem_fast import _extension
+
+
+def pytest_configure(config):
+    if not _extension.available():
+        raise pytest.UsageError(
+            f"{_extension.problem()} (tested is {_extension.PACKAGE_FOLDER}: bare `pytest` tests the installed "
+            "package, `python -m pytest` the source tree)"
+        )
+
+
+def pytest_report_header(config):
+    cuda = "with" if _extension.cuda_available() else "without"
+    versions = f"ikem_fast {ikem_fast.__version__}, torch {torch.__version__}"
+    return f"{versions}, {cuda} CUDA part; tested is {_extension.PACKAGE_FOLDER}"
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available() and _extension.cuda_available():
+        return
+    skip = pytest.mark.skip(reason="needs a GPU and the CUDA part")
+    for item in items:
+        if "cuda" in item.keywords:
+            item.add_marker(skip)
