@@ -1,0 +1,47 @@
+"""Fused operations. Each lives in the module of its name, beside ``<op>_reference``, its plain-PyTorch definition."""
+
+from ikem_fast.ops.augment import (
+    AugmentationConfig,
+    AugmentationParameters,
+    augment,
+    camera_view,
+    draw_augmentation,
+    motion_scale,
+    shear,
+    temporal_crop,
+)
+from ikem_fast.ops.context_loss import context_loss, context_loss_reference
+from ikem_fast.ops.derive_modalities import derive_modalities, derive_modalities_reference
+from ikem_fast.ops.enqueue import enqueue_, enqueue_reference_
+from ikem_fast.ops.exchange_loss import exchange_loss, exchange_loss_reference
+from ikem_fast.ops.info_nce import info_nce, info_nce_reference
+from ikem_fast.ops.momentum_update import momentum_update_, momentum_update_reference_
+from ikem_fast.ops.relational_distillation_loss import (
+    relational_distillation_loss,
+    relational_distillation_loss_reference,
+)
+
+__all__ = [
+    "AugmentationConfig",
+    "AugmentationParameters",
+    "augment",
+    "camera_view",
+    "context_loss",
+    "context_loss_reference",
+    "derive_modalities",
+    "derive_modalities_reference",
+    "draw_augmentation",
+    "enqueue_",
+    "enqueue_reference_",
+    "exchange_loss",
+    "exchange_loss_reference",
+    "info_nce",
+    "info_nce_reference",
+    "momentum_update_",
+    "momentum_update_reference_",
+    "motion_scale",
+    "relational_distillation_loss",
+    "relational_distillation_loss_reference",
+    "shear",
+    "temporal_crop",
+]
