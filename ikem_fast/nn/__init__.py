@@ -1,0 +1,5 @@
+"""Encoders."""
+
+from ikem_fast.nn.stgcn import STGCN, initialize_weights
+
+__all__ = ["STGCN", "initialize_weights"]

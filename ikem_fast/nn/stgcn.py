@@ -1,0 +1,150 @@
+"""The spatio-temporal graph convolutional encoder (ST-GCN), as a readable plain-PyTorch definition."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ikem_fast.ops._checks import describe
+
+NUM_PARTITIONS = 3
+TEMPORAL_KERNEL = 9
+_WEIGHT_DEVIATION = 0.02  # of every drawn weight (docs/method.md section 4)
+
+
+def block_plan(hidden_channels: int, feature_size: int) -> list[tuple[int, int]]:
+    """Output channels and temporal stride of the ten blocks."""
+    h = hidden_channels
+    wide = [(h, 1)] * 4 + [(2 * h, 2)] + [(2 * h, 1)] * 2 + [(4 * h, 2), (4 * h, 1)]
+    return [*wide, (feature_size, 1)]
+
+
+class GraphConvolution(nn.Module):
+    """A 1x1 convolution to 3 channels groups, then ``sum_k y_k A_k`` over the partitions of the graph."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, NUM_PARTITIONS * out_channels, 1)
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        """x (B, C, T, V), adjacency (3, V, V) → (B, out, T, V)."""
+        partitions = self.conv(x).unflatten(1, (NUM_PARTITIONS, -1))
+        return torch.einsum("bkctv,kvw->bctw", partitions, adjacency)
+
+
+class Block(nn.Module):
+    """Graph convolution, BN, ReLU, 9x1 convolution, BN, dropout, + residual, ReLU (docs/method.md section 4)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, dropout: float, num_joints: int, residual: bool = True
+    ) -> None:
+        super().__init__()
+        self.importance = nn.Parameter(torch.ones(NUM_PARTITIONS, num_joints, num_joints))
+        self.graph_conv = GraphConvolution(in_channels, out_channels)
+        self.graph_norm = nn.BatchNorm2d(out_channels)
+        padding = (TEMPORAL_KERNEL // 2, 0)
+        self.temporal_conv = nn.Conv2d(out_channels, out_channels, (TEMPORAL_KERNEL, 1), (stride, 1), padding)
+        self.temporal_norm = nn.BatchNorm2d(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.has_residual = residual
+        self.residual: nn.Module | None = None
+        if residual and (in_channels != out_channels or stride != 1):
+            self.residual = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, (stride, 1)), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        """x (B, C, T, V), adjacency (3, V, V) → (B, out, ceil(T / stride), V)."""
+        y = self.graph_norm(self.graph_conv(x, adjacency * self.importance)).relu()
+        y = self.dropout(self.temporal_norm(self.temporal_conv(y)))
+        if self.has_residual:
+            y = y + (x if self.residual is None else self.residual(x))
+        return y.relu()
+
+
+class STGCN(nn.Module):
+    """ST-GCN with ten blocks of ``h h h h 2h/2 2h 2h 4h/2 4h d`` channels and a head.
+
+    Args:
+        adjacency: (3, V, V) partitioned adjacency, from ``Layout.adjacency()``.
+        in_channels: channels C of the input.
+        hidden_channels: h.
+        feature_size: d, size of the feature.
+        head_sizes: output sizes of the head's linear layers, with ReLU between them: ``(d, D)`` in pretraining,
+            ``(classes,)`` in evaluation; empty for no head.
+        dropout: probability in the blocks after the first.
+
+    Source: docs/method.md section 4.
+    """
+
+    adjacency: Tensor
+
+    def __init__(
+        self,
+        adjacency: Tensor,
+        *,
+        in_channels: int = 3,
+        hidden_channels: int = 16,
+        feature_size: int = 256,
+        head_sizes: tuple[int, ...] = (),
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        num_joints = adjacency.shape[-1]
+        if tuple(adjacency.shape) != (NUM_PARTITIONS, num_joints, num_joints):
+            raise ValueError(f"adjacency must be (3, V, V) float32, got {describe(adjacency)}")
+        for name, size in (("hidden_channels", hidden_channels), ("feature_size", feature_size)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        self.in_channels = in_channels
+        self.feature_size = feature_size
+        self.register_buffer("adjacency", adjacency.clone())
+        self.input_norm = nn.BatchNorm1d(num_joints * in_channels)
+        self.blocks = nn.ModuleList()
+        channels = in_channels
+        for index, (out_channels, stride) in enumerate(block_plan(hidden_channels, feature_size)):
+            first = index == 0
+            self.blocks.append(
+                Block(channels, out_channels, stride, 0.0 if first else dropout, num_joints, residual=not first)
+            )
+            channels = out_channels
+        layers: list[nn.Module] = []
+        for size in head_sizes:
+            layers += [nn.ReLU(), nn.Linear(channels, size)] if layers else [nn.Linear(channels, size)]
+            channels = size
+        self.head = nn.Sequential(*layers)
+        initialize_weights(self)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features (N, d) of clips (N, C, T, V, M): the mean over frames and joints, then over persons."""
+        num_joints = self.adjacency.shape[-1]
+        if x.dim() != 5 or x.shape[1] != self.in_channels or x.shape[3] != num_joints:
+            raise ValueError(f"x must be (N, {self.in_channels}, T, {num_joints}, M), got {describe(x)}")
+        num_clips, channels, num_frames, _, num_persons = x.shape
+        # The input norm has one channel per joint and coordinate, shared by the persons.
+        x = x.permute(0, 4, 3, 1, 2).reshape(num_clips * num_persons, num_joints * channels, num_frames)
+        x = self.input_norm(x).view(num_clips * num_persons, num_joints, channels, num_frames).permute(0, 2, 3, 1)
+        for block in self.blocks:
+            x = block(x, self.adjacency)
+        return x.mean(dim=(2, 3)).view(num_clips, num_persons, self.feature_size).mean(dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The head's output for clips (N, C, T, V, M)."""
+        return self.head(self.features(x))
+
+
+@torch.no_grad()
+def initialize_weights(module: nn.Module) -> None:
+    """Draws weights as the method does: convolutions and linear layers N(0, 0.02), norms N(1, 0.02), biases 0.
+
+    Source: docs/method.md section 4.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, _WEIGHT_DEVIATION)
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, _WEIGHT_DEVIATION)
+            nn.init.zeros_(layer.bias)
