@@ -1,0 +1,245 @@
+"""Relational cross-modality distillation of a frozen teacher into a student of fewer modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ikem_fast import layouts, ops
+from ikem_fast.layouts import Layout
+from ikem_fast.methods.common import (
+    THREE_MODALITIES,
+    ModalityModule,
+    check_modalities,
+    check_sizes,
+    config_arguments,
+    leaves_chest_normal_out,
+    random_queue,
+)
+from ikem_fast.methods.ikem import IKEM
+from ikem_fast.modalities import MODALITIES
+from ikem_fast.nn import STGCN
+from ikem_fast.quirks import Quirks
+
+EARLY_FUSION = "early_fusion"
+
+
+class RelationalDistillation(ModalityModule):
+    """A frozen teacher with S modalities, and students that learn its neighbourhoods.
+
+    Args:
+        layout: the skeleton, by name, path or itself.
+        modalities: names of the teacher's S modalities.
+        student_modalities: names of the students' modalities.
+        hidden_channels: h of all encoders.
+        feature_size: d of all encoders.
+        embedding_size: D of the teacher's embeddings; the students' have S·D.
+        queue_size: K, embeddings kept per queue.
+        temperature: divides all similarities.
+        topk: neighbours mined in each of the teacher's queues.
+        dropout: of the encoders.
+        quirks: behaviours of the authors' release.
+
+    Source: docs/method.md section 7.
+    """
+
+    method = "relational_distillation"
+    queue: Tensor
+    queue_pointer: Tensor
+    teacher_queue: Tensor
+    teacher_queue_pointer: Tensor
+
+    def __init__(
+        self,
+        layout: str | Layout = "ntu-rgb+d",
+        modalities: Iterable[str] = MODALITIES,
+        *,
+        student_modalities: Iterable[str] = THREE_MODALITIES,
+        hidden_channels: int = 16,
+        feature_size: int = 256,
+        embedding_size: int = 128,
+        queue_size: int = 32768,
+        temperature: float = 0.07,
+        topk: int = 1,
+        dropout: float = 0.5,
+        quirks: Quirks = Quirks(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__(layout, modalities, quirks)
+        check_sizes(embedding_size=embedding_size, queue_size=queue_size)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if not 1 <= topk <= queue_size:
+            raise ValueError(f"topk must be in 1 ... queue_size = {queue_size}, got {topk}")
+        self.student_modalities = check_modalities(student_modalities)
+        self.hidden_channels = hidden_channels
+        self.feature_size = feature_size
+        self.embedding_size = embedding_size
+        self.queue_size = queue_size
+        self.temperature = temperature
+        self.topk = topk
+        self.dropout = dropout
+        adjacency = self.adjacency()
+
+        def encoder(in_channels: int, *head_sizes: int) -> STGCN:
+            return STGCN(
+                adjacency,
+                in_channels=in_channels,
+                hidden_channels=hidden_channels,
+                feature_size=feature_size,
+                head_sizes=head_sizes,
+                dropout=dropout,
+            )
+
+        self.teacher_encoders = nn.ModuleDict(
+            {name: encoder(3, feature_size, embedding_size) for name in self.modalities}
+        )
+        self.teacher_encoders.requires_grad_(False)
+        size = len(self.modalities) * embedding_size
+        self.early_fusion = leaves_chest_normal_out(quirks, self.modalities) and leaves_chest_normal_out(
+            quirks, self.student_modalities
+        )
+        if self.early_fusion:
+            self.feature_names = (EARLY_FUSION,)
+            self.student_encoders = nn.ModuleDict({EARLY_FUSION: encoder(3 * len(THREE_MODALITIES), size, size)})
+        else:
+            self.feature_names = self.student_modalities
+            self.student_encoders = nn.ModuleDict({name: encoder(3, size, size) for name in self.student_modalities})
+        self.register_buffer("queue", random_queue(len(self.modalities), embedding_size, queue_size))
+        self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("teacher_queue", random_queue(size, queue_size))
+        self.register_buffer("teacher_queue_pointer", torch.zeros(1, dtype=torch.int64))
+        self.train()
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: IKEM,
+        *,
+        student_modalities: Iterable[str] = THREE_MODALITIES,
+        queue_size: int | None = None,
+        temperature: float | None = None,
+        topk: int | None = None,
+        dropout: float | None = None,
+        quirks: Quirks | None = None,
+    ) -> RelationalDistillation:
+        """A distillation of a pretrained module's query encoders; what is left out is as in the teacher."""
+        module = cls(
+            teacher.layout,
+            teacher.modalities,
+            student_modalities=student_modalities,
+            hidden_channels=teacher.hidden_channels,
+            feature_size=teacher.feature_size,
+            embedding_size=teacher.embedding_size,
+            queue_size=teacher.queue_size if queue_size is None else queue_size,
+            temperature=teacher.temperature if temperature is None else temperature,
+            topk=teacher.topk if topk is None else topk,
+            dropout=teacher.dropout if dropout is None else dropout,
+            quirks=teacher.quirks if quirks is None else quirks,
+        )
+        module.teacher_encoders.load_state_dict(teacher.query_encoders.state_dict())
+        return module
+
+    def train(self, mode: bool = True) -> RelationalDistillation:
+        """Sets the mode of the students; the teacher follows only with quirk Q3, else it stays in eval mode."""
+        super().train(mode)
+        if not self.quirks.teacher_in_training_mode:
+            self.teacher_encoders.eval()
+        return self
+
+    @property
+    def teacher_feature_names(self) -> tuple[str, ...]:
+        """Names of the rows of ``features(..., part="teacher")``."""
+        return self.modalities
+
+    def features(self, clips: Tensor, num_frames: Tensor, part: str = "student") -> Tensor:
+        """Features (rows, N, d) of the students or the teacher; the caller chooses train or eval mode.
+
+        Args:
+            clips: (N, 3, T, V, M).
+            num_frames: (N,) frames of each recording.
+            part: ``"student"`` (rows are ``feature_names``) or ``"teacher"`` (``teacher_feature_names``).
+        """
+        if part not in ("student", "teacher"):
+            raise ValueError(f"part must be 'student' or 'teacher', got {part!r}")
+        if part == "teacher":
+            encoders, views = self.teacher_encoders, self.derive(clips, num_frames)
+        elif self.early_fusion:
+            modalities = self.derive(clips, num_frames, THREE_MODALITIES)
+            encoders, views = self.student_encoders, torch.cat(list(modalities), dim=1).unsqueeze(0)
+        else:
+            encoders, views = self.student_encoders, self.derive(clips, num_frames, self.student_modalities)
+        return torch.stack([encoder.features(x) for encoder, x in zip(encoders.values(), views, strict=True)])
+
+    def training_losses(
+        self, view_q: Tensor, view_k: Tensor, num_frames: Tensor, stage: str | None = None
+    ) -> dict[str, Tensor]:
+        """Losses ``distill/<student>`` of one training step; their sum is the step's loss. Fills the queues after.
+
+        Args:
+            view_q: (N, 3, T, V, M) augmented clips, seen by the teacher.
+            view_k: the same clips augmented differently, seen by the students.
+            num_frames: (N,) frames of each recording.
+            stage: distillation has one stage; accepted so that all trainers are called alike.
+
+        Returns:
+            Scalar tensors by name.
+
+        Source: docs/method.md section 7.
+        """
+        teacher = self._teacher_embeddings(view_q, num_frames)
+        features = self.features(view_k, num_frames)
+        encoders = self.student_encoders.values()
+        student = torch.stack([encoder.head(f) for encoder, f in zip(encoders, features, strict=True)])
+        student = functional.normalize(student, dim=2)
+        # Backward reads the teacher's queue as it was, while the new embeddings already take their places.
+        losses = ops.relational_distillation_loss(
+            student, teacher, self._queues(), self.teacher_queue.clone(), self.temperature, self.topk
+        )
+        ops.enqueue_(self.queue, teacher, self.queue_pointer)
+        joint_embedding = functional.normalize(torch.cat(list(teacher), dim=1), dim=1)
+        ops.enqueue_(self.teacher_queue, joint_embedding, self.teacher_queue_pointer)
+        return {f"distill/{name}": loss for name, loss in zip(self.feature_names, losses, strict=True)}
+
+    @torch.no_grad()
+    def _teacher_embeddings(self, view: Tensor, num_frames: Tensor) -> Tensor:
+        views = self.derive(view, num_frames)
+        embeddings = [encoder(x) for encoder, x in zip(self.teacher_encoders.values(), views, strict=True)]
+        return functional.normalize(torch.stack(embeddings), dim=2)
+
+    def _queues(self) -> Tensor:
+        """The queues that the teacher's embeddings are compared with (quirk Q2 swaps one)."""
+        names = self.modalities
+        swapped = self.quirks.bone_queue_for_angular_velocity and {"bone", "angular_velocity"} <= set(names)
+        if not swapped:
+            return self.queue
+        queues = self.queue.clone()
+        queues[names.index("angular_velocity")] = self.queue[names.index("bone")]
+        return queues
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the weights, as plain values; ``from_config`` builds the same module again."""
+        return {
+            "method": self.method,
+            "layout": self.layout.to_dict(),
+            "modalities": list(self.modalities),
+            "student_modalities": list(self.student_modalities),
+            "hidden_channels": self.hidden_channels,
+            "feature_size": self.feature_size,
+            "embedding_size": self.embedding_size,
+            "queue_size": self.queue_size,
+            "temperature": self.temperature,
+            "topk": self.topk,
+            "dropout": self.dropout,
+            "quirks": self.quirks.to_dict(),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> RelationalDistillation:
+        """A freshly initialised module of the sizes in ``config`` (see ``config()``)."""
+        arguments = config_arguments(config, cls.method)
+        arguments["layout"] = layouts.from_dict(config["layout"])
+        return cls(**arguments)

@@ -1,0 +1,221 @@
+import pytest
+import reference_vectors as vectors
+import small_trainers
+import torch
+from torch.nn import functional
+
+from ikem_fast import MODALITIES, load_reference, methods, ops
+from ikem_fast.quirks import Quirks
+from ikem_fast.reference import to_reference
+
+
+def release_run(name):
+    arrays = vectors.load(f"{name}.npz")
+    if name == "single":
+        return arrays, vectors.state_dict(arrays)
+    return arrays, vectors.checkpoint(f"{name}_reference_checkpoint.pt")
+
+
+def release_optimizer(module, arrays):
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(trained, lr=float(arrays["lr"]), momentum=0.9, weight_decay=1e-4)
+
+
+def release_losses(module, stage, losses):
+    if stage == "single":
+        return {name: losses[f"single/{name}"] for name in MODALITIES}
+    return {name: losses[f"context/{name}"] + losses[f"exchange/{name}"] for name in MODALITIES}
+
+
+@pytest.mark.parametrize("stage", ["single", "cross"])
+def test_three_steps_of_the_release(stage):
+    """Losses, gradients, queues and final norms of three SGD steps."""
+    arrays, state = release_run(stage)
+    module = load_reference(state, dropout=0.0)
+    optimizer = release_optimizer(module, arrays)
+    views = [torch.tensor(arrays[name]) for name in ("im_q", "im_k", "num_frames")]
+    for step in range(3):
+        losses = module.training_losses(*views, stage=stage)
+        ours = torch.stack(list(release_losses(module, stage, losses).values()))
+        assert vectors.relative_error(ours, arrays[f"step{step}/losses"]) < 1e-5
+        if stage == "cross":
+            for kind, part in (("context", "context"), ("exchange", "ikem")):
+                for name, letter in vectors.LETTERS.items():
+                    expected = float(arrays[f"step{step}/part/{part}_{letter}"])
+                    assert losses[f"{kind}/{name}"].item() == pytest.approx(expected, rel=2e-5)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        if step == 0:
+            queues = to_reference(module)
+            for key, expected in arrays.items():
+                if key.startswith("queue_after_step0/"):
+                    torch.testing.assert_close(queues[key.split("/")[1]], torch.tensor(expected), rtol=1e-5, atol=1e-6)
+            gradients = {key.removeprefix("grad/"): a for key, a in arrays.items() if key.startswith("grad/")}
+            assert len(gradients) == (624 if stage == "single" else 648)
+            vectors.assert_gradients_agree(
+                vectors.reference_gradients(module), gradients, encoder_of=lambda name: name.split(".")[0]
+            )
+        optimizer.step()
+    final = to_reference(module)
+    for key, expected in arrays.items():
+        if key.startswith("final_norm/"):
+            norm = final[key.removeprefix("final_norm/")].double().norm().item()
+            assert norm == pytest.approx(float(expected), rel=1e-2, abs=2e-5), key
+
+
+@pytest.mark.parametrize(
+    "modalities", [MODALITIES, ("joint", "motion", "bone"), ("angular_velocity", "joint"), ("rotation_axis",)]
+)
+def test_any_subset_of_the_modalities(modalities):
+    module = small_trainers.ikem(modalities=modalities)
+    losses = module.training_losses(*small_trainers.batch())
+    assert list(losses) == [f"single/{name}" for name in modalities]
+    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
+    assert module.features(*small_trainers.batch()[1:]).shape == (len(modalities), 5, 6)
+    if len(modalities) > 1:
+        losses = module.training_losses(*small_trainers.batch(), stage="cross")
+        assert list(losses) == [f"{kind}/{name}" for kind in ("context", "exchange") for name in modalities]
+    else:
+        with pytest.raises(ValueError, match="needs at least 2 modalities, got 1"):
+            module.training_losses(*small_trainers.batch(), stage="cross")
+
+
+def test_a_step_moves_the_keys_before_use_and_enqueues_them_after():
+    module = small_trainers.ikem(modalities=("joint", "motion"), momentum=0.25)
+    view_q, view_k, num_frames = small_trainers.batch()
+    with torch.no_grad():
+        for parameter in module.query_encoders.parameters():
+            parameter.add_(0.1)
+    before = {name: parameter.clone() for name, parameter in module.key_encoders.named_parameters()}
+    queue, statistics = module.queue.clone(), module.key_encoders["joint"].input_norm.running_mean.clone()
+    module.training_losses(view_q, view_k, num_frames)
+    queries = dict(module.query_encoders.named_parameters())
+    for name, parameter in module.key_encoders.named_parameters():
+        torch.testing.assert_close(parameter, 0.25 * before[name] + 0.75 * queries[name])
+    assert not torch.equal(module.key_encoders["joint"].input_norm.running_mean, statistics)
+    assert module.queue_pointer.tolist() == [5]
+    assert torch.equal(module.queue[:, :, 5:], queue[:, :, 5:])
+    torch.testing.assert_close(module.queue[:, :, :5].norm(dim=1), torch.ones(2, 5))
+    # The keys in the queue are those of the moved encoders, in training mode as in the step.
+    keys = module.key_encoders["motion"](module.derive(view_k, num_frames)[1])
+    torch.testing.assert_close(module.queue[1, :, :5].T, functional.normalize(keys, dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_queue_wraps_around_for_any_batch_size():
+    module = small_trainers.ikem(modalities=("joint",))
+    for seed in range(3):
+        sum(module.training_losses(*small_trainers.batch(seed=seed)).values()).backward()
+    assert module.queue_pointer.tolist() == [15 % 12]
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_quirk_1_which_key_encoders_move_in_stage_2(partial):
+    module = small_trainers.ikem(quirks=Quirks(partial_momentum_update=partial), momentum=0.5)
+    with torch.no_grad():
+        for parameter in module.query_encoders.parameters():
+            parameter.add_(0.1)
+    before = {name: encoder.head[0].weight.clone() for name, encoder in module.key_encoders.items()}
+    module.training_losses(*small_trainers.batch(), stage="cross")
+    moved = {name for name, encoder in module.key_encoders.items() if not encoder.head[0].weight.equal(before[name])}
+    assert moved == ({"motion", "acceleration", "angular_velocity"} if partial else set(MODALITIES))
+
+
+@pytest.mark.parametrize("redraw", [True, False])
+def test_quirk_7_where_the_keys_start(redraw):
+    module = small_trainers.ikem(quirks=Quirks(redraw_key_weights=redraw))
+    query, key = module.query_encoders["bone"], module.key_encoders["bone"]
+    assert torch.equal(query.head[0].weight, key.head[0].weight) is not redraw
+    assert torch.equal(query.blocks[0].importance, key.blocks[0].importance)
+    assert not any(parameter.requires_grad for parameter in module.key_encoders.parameters())
+
+
+def test_quirk_9_which_graph():
+    one_hop, true = (small_trainers.ikem(quirks=Quirks(one_hop_graph=one_hop)).adjacency() for one_hop in (True, False))
+    assert not torch.equal(one_hop, true)
+
+
+def test_losses_of_stage_2_can_be_left_out():
+    module = small_trainers.ikem(modalities=("joint", "motion"), exchange=False)
+    assert list(module.training_losses(*small_trainers.batch(), stage="cross")) == ["context/joint", "context/motion"]
+    module = small_trainers.ikem(modalities=("joint",), context=False)
+    assert list(module.training_losses(*small_trainers.batch(), stage="cross")) == ["exchange/joint"]
+
+
+def test_queues_start_as_random_unit_columns():
+    module = small_trainers.ikem()
+    torch.testing.assert_close(module.queue.norm(dim=1), torch.ones(6, 12))
+    assert not torch.equal(module.queue[0], module.queue[1])
+
+
+@pytest.mark.parametrize("stage", ["single", "cross"])
+def test_a_step_down_the_gradient_lowers_every_stage(stage):
+    """With keys and queue held still, short steps against the gradient lower the summed loss."""
+    module = small_trainers.ikem(hidden_channels=4, feature_size=16, embedding_size=8, momentum=1.0)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    batch, queue = small_trainers.batch(num_clips=8), module.queue.clone()
+    history = []
+    for _ in range(5):
+        module.queue.copy_(queue)
+        loss = sum(module.training_losses(*batch, stage=stage).values())
+        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        length = torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm()
+        with torch.no_grad():
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None:
+                    parameter.sub_(gradient * (0.001 / length))
+        history.append(loss.item())
+    assert history[1] < history[0]
+    assert history[-1] < 0.97 * history[0]
+
+
+def test_config_rebuilds_the_module():
+    module = small_trainers.ikem(modalities=("joint", "bone"), topk=2, quirks=Quirks.release(), exchange=False)
+    again = methods.from_config(module.config())
+    assert again.config() == module.config()
+    again.load_state_dict(module.state_dict())
+
+
+def test_one_person_one_clip_one_frame():
+    module = small_trainers.ikem().eval()
+    view_q, view_k, num_frames = small_trainers.batch(num_clips=1, num_frames=1)
+    assert all(loss.isfinite() for loss in module.training_losses(view_q, view_k, num_frames, stage="cross").values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modalities": ("joint", "joint")}, "modalities must be distinct"),
+        ({"modalities": ("join",)}, "did you mean 'joint'"),
+        ({"modalities": ()}, "at least one modality"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"momentum": 1.5}, "momentum must be in"),
+        ({"topk": 13}, "topk must be in 1 ... queue_size = 12, got 13"),
+        ({"queue_size": 0}, "queue_size must be at least 1, got 0"),
+        ({"context": False, "exchange": False}, "must not both be off"),
+    ],
+)
+def test_wrong_arguments_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small_trainers.ikem(**changes)
+
+
+def test_unknown_stage():
+    with pytest.raises(ValueError, match="stage must be 'single' or 'cross', got 'both'"):
+        small_trainers.ikem().training_losses(*small_trainers.batch(), stage="both")
+
+
+def test_losses_are_those_of_the_ops():
+    module = small_trainers.ikem(modalities=("joint", "motion"), momentum=1.0).eval()
+    view_q, view_k, num_frames = small_trainers.batch()
+    queue = module.queue.clone()
+    losses = module.training_losses(view_q, view_k, num_frames)
+    q, k = (
+        torch.stack(
+            [functional.normalize(encoder(x), dim=1) for encoder, x in zip(encoders.values(), views, strict=True)]
+        )
+        for encoders, views in (
+            (module.query_encoders, module.derive(view_q, num_frames)),
+            (module.key_encoders, module.derive(view_k, num_frames)),
+        )
+    )
+    torch.testing.assert_close(torch.stack(list(losses.values())), ops.info_nce(q, k, queue, module.temperature))
