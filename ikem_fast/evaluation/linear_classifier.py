@@ -1,0 +1,84 @@
+"""Encoders with a linear classifier each: what the linear evaluation trains, as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ikem_fast.layouts import Layout
+from ikem_fast.methods.common import THREE_MODALITIES, ModalityModule, check_sizes
+from ikem_fast.modalities import MODALITIES
+from ikem_fast.nn import STGCN
+from ikem_fast.quirks import Quirks
+
+_VIEWS = {"3views": THREE_MODALITIES}
+
+
+class LinearClassifier(ModalityModule):
+    """One encoder and one linear head per modality; logits of several modalities are averaged.
+
+    Args:
+        layout: the skeleton, by name, path or itself.
+        modalities: names of the S modalities.
+        num_classes: number of actions.
+        hidden_channels: h of the encoders.
+        feature_size: d of the encoders.
+        dropout: of the encoders; without effect in eval mode.
+        quirks: behaviours of the authors' release.
+
+    Source: docs/method.md section 8.
+    """
+
+    def __init__(
+        self,
+        layout: str | Layout = "ntu-rgb+d",
+        modalities: Iterable[str] = MODALITIES,
+        *,
+        num_classes: int,
+        hidden_channels: int = 16,
+        feature_size: int = 256,
+        dropout: float = 0.5,
+        quirks: Quirks = Quirks(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__(layout, modalities, quirks)
+        check_sizes(num_classes=num_classes)
+        self.num_classes = num_classes
+        adjacency = self.adjacency()
+        self.encoders = nn.ModuleDict(
+            {
+                name: STGCN(
+                    adjacency,
+                    hidden_channels=hidden_channels,
+                    feature_size=feature_size,
+                    head_sizes=(num_classes,),
+                    dropout=dropout,
+                )
+                for name in self.modalities
+            }
+        )
+        self.eval()
+
+    def forward(self, clips: Tensor, num_frames: Tensor, view: str | Iterable[str] = "all") -> Tensor:
+        """Logits (N, classes), the mean over the modalities of a view.
+
+        Args:
+            clips: (N, 3, T, V, M).
+            num_frames: (N,) frames of each recording.
+            view: ``"all"`` modalities, ``"3views"`` (joint, motion and bone), one modality's name, or several names.
+        """
+        names = self._names(view)
+        views = self.derive(clips, num_frames, names)
+        return torch.stack([self.encoders[name](x) for name, x in zip(names, views, strict=True)]).mean(dim=0)
+
+    def _names(self, view: str | Iterable[str]) -> tuple[str, ...]:
+        if isinstance(view, str):
+            names = self.modalities if view == "all" else _VIEWS.get(view, (view,))
+        else:
+            names = tuple(view)
+        unknown = [name for name in names if name not in self.modalities]
+        if unknown or not names:
+            choices = ", ".join(["all", *_VIEWS, *self.modalities])
+            raise ValueError(f"view must be one of {choices}, or several of the modalities, got {view!r}")
+        return names

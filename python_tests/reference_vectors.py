@@ -1,0 +1,61 @@
+"""Reference vectors printed by the authors' release, and how closely they are compared."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ikem_fast.reference import to_reference
+
+FOLDER = Path(__file__).parent / "golden"
+LETTERS = {
+    "joint": "j",
+    "motion": "m",
+    "bone": "b",
+    "acceleration": "a",
+    "rotation_axis": "r",
+    "angular_velocity": "o",
+}
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(FOLDER / name) as arrays:
+        return dict(arrays)
+
+
+def checkpoint(name: str) -> dict[str, torch.Tensor]:
+    return torch.load(FOLDER / name, weights_only=True)
+
+
+def state_dict(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix("state/"): torch.tensor(a) for key, a in arrays.items() if key.startswith("state/")}
+
+
+def relative_error(actual, expected) -> float:
+    """Largest difference over the largest magnitude of the expected array, so that zeros cannot pass."""
+    actual, expected = (np.asarray(torch.as_tensor(x).detach().double()) for x in (actual, expected))
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def assert_gradients_agree(actual: dict[str, torch.Tensor], expected: dict[str, np.ndarray], encoder_of) -> None:
+    """1e-3 relative, plus 1e-4 of the encoder's largest norm: biases in front of a norm have only rounding."""
+    norms: dict[str, float] = {}
+    for name, gradient in expected.items():
+        norms[encoder_of(name)] = max(norms.get(encoder_of(name), 0.0), float(np.linalg.norm(gradient)))
+    for name, gradient in expected.items():
+        difference = float(np.linalg.norm(actual[name].double().numpy() - gradient))
+        tolerance = 1e-3 * float(np.linalg.norm(gradient)) + 1e-4 * norms[encoder_of(name)]
+        assert difference <= tolerance, f"gradient of {name} is off by {difference:.3g}, at most {tolerance:.3g}"
+
+
+def reference_gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Gradients of a trainer under the release's names."""
+    gradients = copy.deepcopy(module)
+    with torch.no_grad():
+        for copied, parameter in zip(gradients.parameters(), module.parameters(), strict=True):
+            copied.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    return to_reference(gradients)
