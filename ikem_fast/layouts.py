@@ -167,7 +167,7 @@ def _check_tree(names: tuple[str, ...], parents: Mapping[int, int]) -> int:
         while joint in parents:
             joint = parents[joint]
             if joint in path:
-                cycle = " -> ".join(names[j] for j in [*path[path.index(joint):], joint])
+                cycle = " -> ".join(names[j] for j in [*path[path.index(joint) :], joint])
                 raise LayoutError(f"bones form a cycle: {cycle}")
             path.append(joint)
     if len(roots) != 1:
