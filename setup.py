@@ -7,6 +7,9 @@ from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "build_backend"))
 
-from cmake_build import CMakeBuild, CMakeExtension
+from cmake_build import CleanBuildPy, CMakeBuild, CMakeExtension
 
-setup(ext_modules=[CMakeExtension("ikem_fast._C")], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[CMakeExtension("ikem_fast._C")],
+    cmdclass={"build_ext": CMakeBuild, "build_py": CleanBuildPy},
+)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 from torch_finder import PROJECT_ROOT, TorchInstallation, find_torch, torch_requirement
 
-# What CMake installs into the package; removed first, so that no earlier build's CUDA part is shipped with this one.
+# What CMake installs into the package; removed first, so that no earlier build's CUDA part stays beside this one's.
 BUILD_PRODUCTS = ("_C.*.so", "_C_cuda.so", "_build_info.json")
 CUDA_CHOICES = ("auto", "on", "off")
 
@@ -86,9 +87,13 @@ class CMakeBuild(build_ext):
     """Runs CMake; ``_build_info.json`` is installed last and marks the build as complete."""
 
     def run(self) -> None:
-        torch = find_torch()
-        if torch is None:
-            raise RuntimeError(f"no torch to build against was found: install '{torch_requirement()}' first")
+        try:
+            torch = find_torch()
+            if torch is None:
+                raise RuntimeError(f"no torch to build against was found: install '{torch_requirement()}' first")
+            arguments = configure_arguments(torch, os.environ)
+        except (RuntimeError, ValueError) as error:
+            raise SystemExit(f"ikem_fast: {error}") from None
         folder = build_folder(torch)
         package = (PROJECT_ROOT if self.inplace else Path(self.build_lib).resolve()) / "ikem_fast"
         package.mkdir(parents=True, exist_ok=True)
@@ -96,14 +101,28 @@ class CMakeBuild(build_ext):
             for stale in package.glob(pattern):
                 stale.unlink()
         jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
-        arguments = configure_arguments(torch, os.environ)
-        subprocess.run(["cmake", "-S", str(PROJECT_ROOT), "-B", str(folder), *arguments], check=True)
-        subprocess.run(["cmake", "--build", str(folder), "--parallel", jobs], check=True)
-        install = ["cmake", "--install", str(folder), "--prefix", str(package), "--component", "ikem_fast"]
-        subprocess.run(install, check=True)
+        self.cmake("-S", str(PROJECT_ROOT), "-B", str(folder), *arguments)
+        self.cmake("--build", str(folder), "--parallel", jobs)
+        self.cmake("--install", str(folder), "--prefix", str(package), "--component", "ikem_fast")
+
+    @staticmethod
+    def cmake(*arguments: str) -> None:
+        if shutil.which("cmake") is None:
+            raise SystemExit("ikem_fast: there is no cmake on PATH: `pip install cmake ninja`")
+        if subprocess.run(["cmake", *arguments], check=False).returncode != 0:
+            raise SystemExit(f"ikem_fast: `{shlex.join(['cmake', *arguments])}` failed; its messages are above")
 
     def get_outputs(self) -> list[str]:
         return []
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
+
+
+class CleanBuildPy(build_py):
+    """Starts from an empty package: setuptools keeps build/lib, and with it modules that the source no longer has."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "ikem_fast", ignore_errors=True)
+        super().run()

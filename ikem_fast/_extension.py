@@ -10,13 +10,18 @@ import importlib
 import importlib.machinery
 import importlib.util
 import json
+import re
 import struct
 import sys
 from pathlib import Path
 from types import ModuleType
 
 PACKAGE_FOLDER = Path(__file__).parent
-REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps ."
+# Builds against the torch that is installed, and needs nothing else in the environment.
+REINSTALL = "pip install --force-reinstall --no-deps ."
+TORCH_REQUIREMENT = "torch>=2.11,<2.14"
+# First supported minor version and first unsupported one: TORCH_REQUIREMENT in numbers.
+SUPPORTED_TORCH = ((2, 11), (2, 14))
 
 
 class ExtensionError(RuntimeError):
@@ -30,6 +35,12 @@ def read_build_info(folder: Path = PACKAGE_FOLDER) -> dict | None:
     except (OSError, ValueError):
         return None
     return info if isinstance(info, dict) and "torch_version" in info else None
+
+
+def minor_version(version: str) -> tuple[int, int]:
+    """``2.13.0+cpu`` to ``(2, 13)``."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(re.match(r"\d+", minor).group())
 
 
 def base_version(version: str) -> str:
@@ -46,14 +57,20 @@ def find_problem(torch_version: str | None, folder: Path = PACKAGE_FOLDER) -> st
         torch_version: the version of the torch that runs, None where there is none.
         folder: the folder of the libraries.
     """
+    get_torch = f"`pip install '{TORCH_REQUIREMENT}'`"
     if torch_version is None:
-        return "ikem_fast needs torch, which is not installed here: install it with `pip install 'torch>=2.11,<2.14'`"
+        return f"ikem_fast needs torch, which is not installed here: install it with {get_torch}"
+    running = base_version(torch_version)
+    if not SUPPORTED_TORCH[0] <= minor_version(torch_version) < SUPPORTED_TORCH[1]:
+        return (
+            f"ikem_fast needs {TORCH_REQUIREMENT} but torch {running} is running: install one with {get_torch}, "
+            f"then reinstall with `{REINSTALL}`"
+        )
     info = read_build_info(folder)
     if info is None:
         return f"ikem_fast's compiled part is missing: build it in the source tree with `{REINSTALL}`"
     built_for = base_version(info["torch_version"])
-    running = base_version(torch_version)
-    if built_for.split(".")[:2] != running.split(".")[:2]:
+    if minor_version(built_for) != minor_version(running):
         return (
             f"ikem_fast's compiled part was built for torch {built_for} but torch {running} is running: "
             f"reinstall with `{REINSTALL}`"

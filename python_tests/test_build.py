@@ -78,10 +78,9 @@ def test_torch_can_be_named(backend, tmp_path, monkeypatch):
 
 
 def test_requirement_is_the_one_of_the_project(backend):
-    requirement = backend("torch_finder").torch_requirement()
-    installed = importlib.metadata.requires("ikem_fast")
-    assert requirement.replace(" ", "").startswith("torch>=2.11")
-    assert any(sorted(requirement[5:].split(",")) == sorted(text[5:].split(",")) for text in installed)
+    assert backend("torch_finder").torch_requirement() == _extension.TORCH_REQUIREMENT
+    first, end = (".".join(map(str, version)) for version in _extension.SUPPORTED_TORCH)
+    assert f"torch>={first},<{end}" == _extension.TORCH_REQUIREMENT
 
 
 def test_torch_joins_the_build_only_where_none_fits(backend, monkeypatch):
@@ -154,6 +153,43 @@ def test_build_folder_is_never_shared_between_torches(backend):
     assert folder(one) == folder(other)
 
 
+def test_failed_steps_end_in_a_sentence(backend, tmp_path, monkeypatch):
+    module = backend("cmake_build")
+    from setuptools import Distribution
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"^ikem_fast: there is no cmake on PATH"):
+        module.CMakeBuild.cmake("--version")
+    (tmp_path / "cmake").write_text(f"#!{sys.executable}\nraise SystemExit(2)\n", encoding="utf-8")
+    (tmp_path / "cmake").chmod(0o755)
+    with pytest.raises(SystemExit, match=r"^ikem_fast: `cmake --build here` failed; its messages are above$"):
+        module.CMakeBuild.cmake("--build", "here")
+    command = module.CMakeBuild(Distribution())
+    monkeypatch.setenv("IKEM_FAST_CUDA", "perhaps")
+    with pytest.raises(SystemExit, match=r"^ikem_fast: IKEM_FAST_CUDA must be auto, on or off, got 'perhaps'$"):
+        command.run()
+    monkeypatch.setattr(module, "find_torch", lambda: None)
+    with pytest.raises(SystemExit, match=r"^ikem_fast: no torch to build against was found"):
+        command.run()
+
+
+def test_modules_that_are_gone_are_not_shipped(backend, tmp_path, monkeypatch):
+    module = backend("cmake_build")
+    from setuptools import Distribution
+
+    stale = tmp_path / "build" / "lib" / "ikem_fast" / "renamed.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    (tmp_path / "ikem_fast").mkdir()
+    (tmp_path / "ikem_fast" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    command = module.CleanBuildPy(Distribution({"packages": ["ikem_fast"], "script_name": "setup.py"}))
+    command.build_lib = str(tmp_path / "build" / "lib")
+    command.ensure_finalized()
+    command.run()
+    assert [path.name for path in stale.parent.iterdir()] == ["__init__.py"]
+
+
 # ---- what was installed
 
 
@@ -217,10 +253,18 @@ def test_other_torch_is_refused_before_anything_is_loaded(tmp_path):
     write_extension(tmp_path, torch_version="2.13.0+cpu")
     assert _extension.find_problem("2.11.0", tmp_path) == (
         "ikem_fast's compiled part was built for torch 2.13.0 but torch 2.11.0 is running: reinstall with "
-        "`pip install --no-build-isolation --force-reinstall --no-deps .`"
+        "`pip install --force-reinstall --no-deps .`"
     )
     # The flavour of a build and the patch version leave torch's C++ interface as it is.
     assert _extension.find_problem("2.13.1+cu130", tmp_path) is None
+
+
+@pytest.mark.parametrize("version", ["2.10.1", "2.14.0a0+git123", "3.0.0"])
+def test_unsupported_torch_is_named(tmp_path, version):
+    write_extension(tmp_path, torch_version=version)
+    assert _extension.find_problem(version, tmp_path).startswith(
+        f"ikem_fast needs torch>=2.11,<2.14 but torch {version.split('+')[0]} is running: install one with "
+    )
 
 
 def test_other_python_is_named(tmp_path):
