@@ -1,0 +1,88 @@
+"""From a recording of F frames to a clip of T frames (docs/method.md section 1), as readable numpy.
+
+All functions take and give arrays ``(3, frames, V, M)`` in metres, with zeros where a person was not detected.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ikem_fast.layouts import Layout
+
+# Keeps arccos away from the division by zero of an absent person; part of the published preparation.
+SHOULDER_EPSILON = 1e-4
+
+
+def count_detected_frames(xyz: np.ndarray, layout: Layout) -> int:
+    """L: the number of frames in which the presence joint of the first person is not all zero."""
+    return int(np.count_nonzero(np.any(xyz[:, :, layout.presence_joint, 0] != 0, axis=0)))
+
+
+def centre(xyz: np.ndarray, layout: Layout) -> np.ndarray:
+    """Subtracts the centre joint of the same frame and person, which leaves absent persons at zero."""
+    return xyz - xyz[:, :, layout.center : layout.center + 1]
+
+
+def resample(xyz: np.ndarray, num_frames: int) -> np.ndarray:
+    """Linear interpolation in time to ``num_frames`` frames with half-pixel centres.
+
+    Frame t is read at position (t + 1/2) L / T - 1/2 of the L frames, held at the first and last of them: the same as
+    ``torch.nn.functional.interpolate(mode="linear", align_corners=False)``. One frame is repeated.
+    """
+    length = xyz.shape[1]
+    positions = np.clip((np.arange(num_frames) + 0.5) * (length / num_frames) - 0.5, 0, length - 1)
+    before = positions.astype(np.int64)
+    after = np.minimum(before + 1, length - 1)
+    weight = (positions - before)[:, None, None]
+    return xyz[:, before] * (1 - weight) + xyz[:, after] * weight
+
+
+def rotate_to_front(xyz: np.ndarray, layout: Layout) -> np.ndarray:
+    """Rotates every frame of every person about y until the line between the shoulders is parallel to x.
+
+    With u from the first to the second shoulder joint and u_y = 0: theta = arccos(u_x / (|u| + 1e-4)), negated in all
+    frames of a person when the sum of u_z over time is not negative. The sign is thus one per person, as in the
+    published preparation, although the angle is one per frame.
+    """
+    first, second = layout.shoulders
+    u_x, _, u_z = xyz[:, :, second] - xyz[:, :, first]
+    theta = np.arccos(u_x / (np.hypot(u_x, u_z) + SHOULDER_EPSILON))
+    theta = np.where(u_z.sum(axis=0) >= 0, -theta, theta)
+    cosine, sine = np.cos(theta)[:, None], np.sin(theta)[:, None]
+    x, y, z = xyz
+    return np.stack((cosine * x - sine * z, y, sine * x + cosine * z))
+
+
+def prepare_clip(
+    xyz: np.ndarray, layout: Layout, num_frames: int = 50, *, with_centre: bool = True, with_rotation: bool = True
+) -> tuple[np.ndarray, int]:
+    """One recording as a clip: count detected frames, centre, cut to them, resample, rotate.
+
+    Args:
+        xyz: (3, F, V, M) floating point, metres, zero where a person is absent.
+        layout: gives V and the centre, shoulder and presence joints.
+        num_frames: T.
+        with_centre: subtract the centre joint.
+        with_rotation: turn the shoulder line parallel to x.
+
+    Returns:
+        The clip, (3, T, V, M) float32, and L, the number of detected frames it was made of: the first L frames.
+
+    Raises:
+        ValueError: the array has another shape, or no frame has the presence joint (L = 0).
+    """
+    if xyz.ndim != 4 or xyz.shape[0] != 3 or xyz.shape[2] != layout.num_joints:
+        raise ValueError(f"xyz must be (3, F, {layout.num_joints}, M), got {xyz.shape}")
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    length = count_detected_frames(xyz, layout)
+    if length == 0:
+        joint = layout.joint_names[layout.presence_joint]
+        raise ValueError(f"the joint '{joint}' of the first person is zero in all {xyz.shape[1]} frames")
+    clip = xyz[:, :length]
+    if with_centre:
+        clip = centre(clip, layout)
+    clip = resample(clip, num_frames)
+    if with_rotation:
+        clip = rotate_to_front(clip, layout)
+    return np.ascontiguousarray(clip, dtype=np.float32), length
