@@ -3,4 +3,7 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(ikem_fast, m) {
+  m.def(
+      "derive_modalities(Tensor clips, Tensor num_frames, int[] bone_parents, int[] previous_bones, int[] chest_normal, "
+      "int[] modalities) -> Tensor");
 }
