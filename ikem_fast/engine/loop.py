@@ -1,0 +1,326 @@
+"""The training loop of ``pretrain`` and ``distill``, from the data order to the checkpoint, top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ikem_fast.data import ClipSet
+from ikem_fast.engine import checkpoints, randomness
+from ikem_fast.engine.config import Config, ConfigError, augmentation_settings, resolve_device, to_dict
+from ikem_fast.engine.interruption import StopRequest, TrainingInterrupted
+from ikem_fast.engine.run_log import LogError, RunLog
+from ikem_fast.evaluation.features import extract
+from ikem_fast.evaluation.knn import evaluate_knn
+from ikem_fast.methods import IKEM, RelationalDistillation
+from ikem_fast.ops.augment import AugmentationParameters, augment, draw_augmentation
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a weight became infinite or not a number; the message names where and the last good checkpoint."""
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of it is kept in the checkpoint.
+
+    Attributes:
+        epoch: the current epoch, from 1; one more than ``epochs`` when all are done.
+        step_in_epoch: steps of this epoch that are done.
+        step: steps that are done in all.
+        seconds: training time so far.
+        unlogged: names and values of the losses of steps done since the last log line, oldest first.
+    """
+
+    epoch: int = 1
+    step_in_epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    unlogged_names: list[str] = field(default_factory=list)
+    unlogged: list[Tensor] = field(default_factory=list)
+
+
+def learning_rate(section: Any, epoch: int) -> float:
+    """The rate of an epoch: it falls by ``gamma`` after each epoch in ``milestones``."""
+    return section.learning_rate * section.gamma ** sum(epoch > milestone for milestone in section.milestones)
+
+
+def stage_of(kind: str, section: Any, epoch: int) -> str:
+    if kind == "distill":
+        return "distill"
+    return "cross" if section.cross_epoch is not None and epoch >= section.cross_epoch else "single"
+
+
+def train(
+    method: IKEM | RelationalDistillation,
+    train_set: ClipSet,
+    *,
+    kind: str,
+    config: Config,
+    run_folder: Path,
+    test_set: ClipSet | None = None,
+    checkpoint: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> Progress:
+    """Trains a method to the last epoch or ``max_steps``, whichever comes first.
+
+    With a checkpoint it goes on from there, in the middle of an epoch too, and on the CPU every later loss is bit for
+    bit what it would have been without the interruption: the clips' order and the augmentation are drawn anew from
+    (seed, epoch, step), and dropout goes on from the saved state of torch's generator.
+
+    Args:
+        method: the module to train; with a checkpoint, its weights are replaced.
+        train_set: clips to train on; an epoch's last incomplete batch is dropped.
+        kind: ``"pretrain"`` or ``"distill"``, which names the config section with the recipe.
+        config: the whole configuration.
+        run_folder: where log and checkpoints go.
+        test_set: clips for the kNN accuracy along the way; None = no kNN.
+        checkpoint: what ``checkpoints.load`` gave, to go on from.
+        extra: entries added to every checkpoint (where data and teacher came from).
+        progress: whether to show a bar.
+
+    Raises:
+        ConfigError: fewer clips than a batch.
+        NonFiniteError: a loss or weight became infinite or NaN.
+        CheckpointError, LogError: a checkpoint or the log cannot be written.
+        TrainingInterrupted: SIGTERM or SIGINT came; a checkpoint was written first.
+    """
+    section = getattr(config, kind)
+    logging = config.logging
+    device = resolve_device(config)
+    augmentation = augmentation_settings(config)
+    batch_size = section.batch_size
+    steps_per_epoch = len(train_set) // batch_size
+    if steps_per_epoch == 0:
+        raise ConfigError(
+            f"{kind}.batch_size must be at most the number of training clips, {len(train_set)}, got {batch_size}"
+        )
+    last_step = section.epochs * steps_per_epoch
+    if config.max_steps is not None:
+        last_step = min(last_step, config.max_steps)
+
+    method.to(device).train()
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in method.parameters() if parameter.requires_grad],
+        lr=section.learning_rate,
+        momentum=section.sgd_momentum,
+        weight_decay=section.weight_decay,
+    )
+    state = Progress()
+    log_position = 0
+    if checkpoint is not None:
+        method.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        randomness.set_random_state(checkpoint["random_state"])
+        state = Progress(
+            checkpoint["epoch"],
+            checkpoint["step_in_epoch"],
+            checkpoint["step"],
+            checkpoint["seconds"],
+            checkpoint["unlogged_names"],
+            [row.to(device) for row in checkpoint["unlogged"]],
+        )
+        log_position = checkpoint["log_position"]
+
+    checkpoint_folder = run_folder / checkpoints.FOLDER
+    log = RunLog(run_folder, position=log_position, step=state.step, tensorboard=logging.tensorboard)
+    bar = tqdm(total=last_step, initial=state.step, unit="step", disable=not progress, dynamic_ncols=True)
+    clock = time.perf_counter()
+    steps_since_reading = 0
+    saved_at = None if checkpoint is None else (state.epoch, state.step_in_epoch)
+
+    def read_losses() -> np.ndarray:
+        """(steps, losses) values since the last log line; the only place where the host waits for the device."""
+        values = torch.stack(state.unlogged).double().cpu().numpy()
+        bad_steps, bad_losses = np.nonzero(~np.isfinite(values))
+        if len(bad_steps):
+            step = state.step - len(values) + 1 + int(bad_steps[0])
+            name, value = state.unlogged_names[bad_losses[0]], values[bad_steps[0], bad_losses[0]]
+            epoch = (step - 1) // steps_per_epoch + 1
+            raise NonFiniteError(f"loss {name} is {value} in epoch {epoch}, step {step}{last_good()}")
+        return values
+
+    def last_good() -> str:
+        path = checkpoint_folder / checkpoints.LAST
+        if not path.is_file():
+            return "; there is no checkpoint yet"
+        return f"; the last good checkpoint is {checkpoints.describe(path, checkpoints.load(path))}"
+
+    def write_losses(events: bool = True) -> None:
+        nonlocal clock, steps_since_reading
+        if not state.unlogged:
+            return
+        values = read_losses()
+        now = time.perf_counter()
+        state.seconds += now - clock
+        # Steps of a window that another process began took no time in this one.
+        speed = steps_since_reading * batch_size / max(now - clock, 1e-9)
+        clock, steps_since_reading = now, 0
+        losses = dict(zip(state.unlogged_names, values.mean(axis=0).tolist(), strict=True))
+        total = math.fsum(losses.values())
+        log.write(
+            {
+                "kind": "train",
+                "epoch": state.epoch,
+                "step": state.step,
+                "stage": stage_of(kind, section, state.epoch),
+                "learning_rate": learning_rate(section, state.epoch),
+                "loss": total,
+                "losses": losses,
+                "steps": len(values),
+                "clips_per_second": round(speed, 2),
+                "seconds": round(state.seconds, 3),
+            },
+            events,
+        )
+        shown = losses if len(losses) <= 3 else _by_kind(losses)
+        bar.set_postfix_str(
+            ", ".join([f"{name} {value:.3f}" for name, value in shown.items()] + [f"{speed:.0f} clips/s"])
+        )
+        state.unlogged_names, state.unlogged = [], []
+
+    def write_checkpoint(keep: bool = False) -> str:
+        """``last.pt``, never with a loss or weight that is not finite; returns it in words."""
+        nonlocal clock, saved_at
+        if state.unlogged:
+            read_losses()
+        floats = {name: tensor for name, tensor in method.state_dict().items() if tensor.is_floating_point()}
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in floats.values()]).tolist()
+        for name, is_finite in zip(floats, finite, strict=True):
+            if not is_finite:
+                raise NonFiniteError(f"{name} is not finite after step {state.step}{last_good()}")
+        now = time.perf_counter()
+        complete = {
+            "kind": kind,
+            "method": method.config(),
+            "model": dict(method.state_dict()),
+            "optimizer": optimizer.state_dict(),
+            "random_state": randomness.random_state(),
+            "epoch": state.epoch,
+            "step_in_epoch": state.step_in_epoch,
+            "step": state.step,
+            "seconds": state.seconds + now - clock,
+            "unlogged_names": state.unlogged_names,
+            "unlogged": state.unlogged,
+            "log_position": log.position(),
+            "config": to_dict(config),
+            "versions": checkpoints.versions(),
+            **(extra or {}),
+        }
+        path = checkpoints.rotate_and_save(checkpoint_folder, complete)
+        if keep:
+            checkpoints.keep(path, checkpoint_folder / f"epoch-{state.epoch - 1:04d}.pt", complete)
+        saved_at = (state.epoch, state.step_in_epoch)
+        clock += time.perf_counter() - now  # writing is no training time
+        return f"{path} (epoch {state.epoch}, step {state.step})"
+
+    def knn_accuracy() -> dict[str, float]:
+        train_part, test_part = (_evenly_spaced(clips, logging.knn_max_clips) for clips in (train_set, test_set))
+        train_features, test_features = (
+            extract(method, clips, batch_size=config.knn.feature_batch_size, device=device)
+            for clips in (train_part, test_part)
+        )
+        return {row.name: row.accuracy[1] for row in evaluate_knn(train_features, test_features, ks=(1,))}
+
+    try:
+        with StopRequest() as stop:
+            if checkpoint is None:
+                # A folder that cannot be written to, or a full disk, shows before any work is done.
+                write_checkpoint()
+            # A run that was stopped after an epoch's last step still owes what comes at the epoch's end.
+            while state.epoch <= section.epochs and (state.step < last_step or state.step_in_epoch == steps_per_epoch):
+                stage = stage_of(kind, section, state.epoch)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(section, state.epoch)
+                order = randomness.epoch_order(len(train_set), config.seed, state.epoch)
+                shown_stage = "" if stage == kind else f" {stage}"
+                bar.set_description_str(f"{kind} epoch {state.epoch}/{section.epochs}{shown_stage}")
+
+                while state.step_in_epoch < steps_per_epoch and state.step < last_step:
+                    start = state.step_in_epoch * batch_size
+                    batch = train_set.batch(
+                        order[start : start + batch_size].numpy(),
+                        device=device,
+                        file_frame_count=method.quirks.file_frame_count,
+                    )
+                    views = []
+                    for view in range(2):
+                        key = (config.seed, randomness.AUGMENTATION, state.epoch, state.step_in_epoch, view)
+                        parameters = draw_augmentation(
+                            batch_size, batch.clips.shape[2], augmentation, randomness.generator(*key)
+                        )
+                        views.append(augment(batch.clips, _to_device(parameters, device)))
+                    losses = method.training_losses(*views, batch.num_frames, stage=stage)
+                    optimizer.zero_grad(set_to_none=True)
+                    sum(losses.values()).backward()
+                    optimizer.step()
+
+                    state.step += 1
+                    state.step_in_epoch += 1
+                    state.unlogged_names = list(losses)
+                    state.unlogged.append(torch.stack([loss.detach() for loss in losses.values()]))
+                    steps_since_reading += 1
+                    bar.update()
+                    if state.step % logging.log_every_steps == 0:
+                        write_losses()
+                    if stop.signal_number is not None:
+                        break
+
+                if stop.signal_number is None and state.step_in_epoch == steps_per_epoch:
+                    if stage != stage_of(kind, section, state.epoch + 1) or state.epoch == section.epochs:
+                        write_losses()  # the next line has other losses, or there is none
+                    due = logging.knn_every_epochs and state.epoch % logging.knn_every_epochs == 0
+                    if due and test_set is not None:
+                        before = time.perf_counter()
+                        accuracy = stop.unless_stopped(knn_accuracy)
+                        clock += time.perf_counter() - before
+                        if accuracy is not None:
+                            log.write({"kind": "knn", "epoch": state.epoch, "step": state.step, "accuracy": accuracy})
+                    if stop.signal_number is None:
+                        finished = state.epoch
+                        state.epoch, state.step_in_epoch = finished + 1, 0
+                        keep = logging.keep_every_epochs and finished % logging.keep_every_epochs == 0
+                        if keep or finished % logging.save_every_epochs == 0 or finished == section.epochs:
+                            write_checkpoint(bool(keep))
+                if stop.signal_number is not None:
+                    raise TrainingInterrupted(stop.signal_number, write_checkpoint())
+            if saved_at != (state.epoch, state.step_in_epoch):
+                write_checkpoint()
+            # The line of an unfinished window comes after the checkpoint: a run that goes on cuts it off again, which
+            # TensorBoard's events cannot be.
+            write_losses(events=False)
+    except LogError as error:
+        raise LogError(f"{error}{last_good()}") from error
+    finally:
+        bar.close()
+        log.close()
+    return state
+
+
+def _to_device(parameters: AugmentationParameters, device: torch.device) -> AugmentationParameters:
+    values = {f.name: getattr(parameters, f.name) for f in fields(parameters)}
+    return replace(parameters, **{n: v.to(device) for n, v in values.items() if isinstance(v, Tensor)})
+
+
+def _by_kind(losses: dict[str, float]) -> dict[str, float]:
+    """``single/joint``, ``single/motion`` … summed to ``single``, to fit on a line."""
+    sums: dict[str, float] = {}
+    for name, value in losses.items():
+        kind = name.partition("/")[0]
+        sums[kind] = sums.get(kind, 0.0) + value
+    return sums
+
+
+def _evenly_spaced(clip_set: ClipSet, at_most: int) -> ClipSet:
+    if not at_most or len(clip_set) <= at_most:
+        return clip_set
+    return clip_set.subset(np.linspace(0, len(clip_set) - 1, at_most).round().astype(np.int64))

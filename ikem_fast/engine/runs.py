@@ -1,0 +1,306 @@
+"""``pretrain`` and ``distill``: open the data, make or continue the run folder, build the method, train it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ikem_fast.data import ClipSet
+from ikem_fast.engine import checkpoints, randomness
+from ikem_fast.engine.config import (
+    Config,
+    differences,
+    load_config,
+    resolve_quirks,
+    save_config,
+    to_dict,
+    validate,
+)
+from ikem_fast.engine.loop import train
+from ikem_fast.engine.run_log import LOG_NAME, TENSORBOARD_FOLDER
+from ikem_fast.methods import IKEM, RelationalDistillation
+
+CONFIG_NAME = "config.yaml"
+# What a run may change when it goes on: none of it has a part in the losses.
+_MAY_CHANGE = ("max_steps", "device", "threads", "logging.", "linear.", "knn.")
+
+
+class RunError(ValueError):
+    """A run folder or a request that does not fit together; the message says what differs and what to do."""
+
+
+def pretrain(
+    data_folder: str | Path, out: str | Path, config: Config, *, restart: bool = False, progress: bool = True
+) -> Path:
+    """Pretrains IKEM on the training split of a prepared folder (docs/method.md sections 5 and 6).
+
+    A run folder that already holds a checkpoint is continued if data and configuration agree with it.
+
+    Args:
+        data_folder: what ``python -m ikem_fast.data prepare`` wrote.
+        out: the run folder; made if it does not exist.
+        config: see ``ikem_fast.engine.config.load_config``.
+        restart: delete the run that the folder holds and start over.
+        progress: whether to show a progress bar and a line on what is run.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RunError: the folder holds a run that differs in configuration or data, or another process trains in it.
+        ConfigError, CheckpointError, NonFiniteError, TrainingInterrupted: see ``ikem_fast.engine.loop.train``.
+    """
+    refuse_distributed()
+    validate(config)
+    out = Path(out)
+    clip_set = ClipSet.open(data_folder)
+    with _locked(out):
+        _run(out, "pretrain", config, clip_set, {}, lambda: _new_ikem(clip_set, config), restart, progress)
+    return out
+
+
+def distill(
+    data_folder: str | Path | None,
+    teacher_run: str | Path,
+    out: str | Path,
+    config: Config | None = None,
+    *,
+    restart: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Distils a pretraining run into students of fewer modalities (docs/method.md section 7).
+
+    Args:
+        data_folder: what ``python -m ikem_fast.data prepare`` wrote; None = what the teacher was trained on.
+        teacher_run: run folder of a finished or unfinished pretraining, which is only read.
+        out: the run folder; made if it does not exist, continued if it holds a run that agrees.
+        config: its section ``model`` must describe the teacher; None = the teacher's configuration.
+        restart: delete the run that the folder holds and start over.
+        progress: whether to show a progress bar and a line on what is run.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RunError, CheckpointError: the teacher's run is missing or no pretraining, or its encoders do not fit the
+            configuration or the data; and as ``pretrain``.
+    """
+    refuse_distributed()
+    out, teacher_run = Path(out), Path(teacher_run)
+    teacher, teacher_checkpoint = checkpoints.load_run(teacher_run)
+    if not isinstance(teacher, IKEM):
+        kind = teacher_checkpoint["kind"]
+        raise RunError(f"teacher must be a run of 'pretrain', got {teacher_run}, a run of {kind!r}")
+    if out.resolve() == teacher_run.resolve():
+        raise RunError(f"out must be another folder than the teacher's run, got {out} for both")
+    config = load_config(teacher_checkpoint["config"]) if config is None else config
+    validate(config)
+    _check_teacher_sizes(teacher, config)
+    clip_set = ClipSet.open(teacher_checkpoint["data"]["folder"] if data_folder is None else data_folder)
+    if clip_set.layout != teacher.layout:
+        of_data, of_teacher = (f"{each.name} ({each.num_joints} joints)" for each in (clip_set.layout, teacher.layout))
+        raise RunError(
+            f"data and teacher must have the same skeleton, got {of_data} in {clip_set.folder} "
+            f"and {of_teacher} in {teacher_run}"
+        )
+    extra = {"teacher": {"run": str(teacher_run.resolve()), "step": teacher_checkpoint["step"]}}
+    with _locked(out):
+        _run(out, "distill", config, clip_set, extra, lambda: _new_distillation(teacher, config), restart, progress)
+    return out
+
+
+def _new_ikem(clip_set: ClipSet, config: Config) -> IKEM:
+    model = config.model
+    return IKEM(
+        clip_set.layout,
+        model.modalities,
+        hidden_channels=model.hidden_channels,
+        feature_size=model.feature_size,
+        embedding_size=model.embedding_size,
+        queue_size=model.queue_size,
+        temperature=model.temperature,
+        momentum=model.momentum,
+        topk=model.topk,
+        dropout=model.dropout,
+        context=model.context,
+        exchange=model.exchange,
+        quirks=resolve_quirks(config),
+    )
+
+
+def _new_distillation(teacher: IKEM, config: Config) -> RelationalDistillation:
+    section = config.distill
+    return RelationalDistillation.from_teacher(
+        teacher,
+        student_modalities=section.student_modalities,
+        queue_size=section.queue_size,
+        temperature=section.temperature,
+        topk=section.topk,
+        dropout=section.dropout,
+        quirks=resolve_quirks(config),
+    )
+
+
+def _check_teacher_sizes(teacher: IKEM, config: Config) -> None:
+    wrong = []
+    for name in ("modalities", "hidden_channels", "feature_size", "embedding_size", "queue_size"):
+        of_teacher = list(teacher.modalities) if name == "modalities" else getattr(teacher, name)
+        given = getattr(config.model, name)
+        if given != of_teacher:
+            wrong.append(f"model.{name} must be {of_teacher!r} as in the teacher, got {given!r}")
+    if wrong:
+        raise RunError("; ".join(wrong) + " (leave the configuration out to take the teacher's)")
+
+
+def _run(
+    out: Path,
+    kind: str,
+    config: Config,
+    clip_set: ClipSet,
+    extra: Mapping[str, Any],
+    new_method: Any,
+    restart: bool,
+    progress: bool,
+) -> None:
+    train_set = clip_set.split("train")
+    test_set = clip_set.split("test") if "test" in set(clip_set.splits) else None
+    data = {
+        "folder": str(Path(clip_set.folder).resolve()),
+        "fingerprint": fingerprint(train_set),
+        "num_classes": clip_set.num_classes,
+    }
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    checkpoint = None if restart else _checkpoint_to_continue(out, kind, config, data, extra)
+    if checkpoint is None:
+        _clear(out)
+    for leftover in (out / checkpoints.FOLDER).glob(".*.tmp"):
+        leftover.unlink()  # of a checkpoint that a killed process did not finish writing
+    header = f"{kind} on {data['folder']}"
+    if "teacher" in extra:
+        header += f", taught by {extra['teacher']['run']}"
+    save_config(config, out / CONFIG_NAME, f"Resolved configuration of: {header}")
+
+    randomness.seed_everything(config.seed)
+    method = new_method()
+    if progress:
+        _announce(out, kind, config, method, train_set, checkpoint)
+    train(
+        method,
+        train_set,
+        kind=kind,
+        config=config,
+        run_folder=out,
+        test_set=test_set,
+        checkpoint=checkpoint,
+        extra={"data": data, **extra},
+        progress=progress,
+    )
+
+
+def _announce(
+    out: Path, kind: str, config: Config, method: torch.nn.Module, train_set: ClipSet, checkpoint: Any
+) -> None:
+    batch_size = getattr(config, kind).batch_size
+    trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    start = f"going on from epoch {checkpoint['epoch']}, step {checkpoint['step']}" if checkpoint else "new run"
+    print(
+        f"{kind}: {len(train_set)} clips, {len(train_set) // batch_size} steps of {batch_size} an epoch, "
+        f"{trained / 1e6:.2f} M trained parameters, {start}, in {out}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def fingerprint(clip_set: ClipSet) -> str:
+    """A digest that tells two sets of clips apart: every name, label and length, and 16 clips of them in full."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([list(clip_set.names), clip_set.layout.to_dict()]).encode())
+    for values in (clip_set.labels, clip_set.num_frames, clip_set.valid_frames):
+        digest.update(np.asarray(values, dtype=np.int64).tobytes())
+    some = np.unique(np.linspace(0, len(clip_set) - 1, 16).round().astype(np.int64))
+    digest.update(clip_set.batch(some).clips.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _checkpoint_to_continue(
+    out: Path, kind: str, config: Config, data: Mapping[str, Any], extra: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The run's last checkpoint if there is one and it agrees with what is asked for; None for a new run."""
+    folder = out / checkpoints.FOLDER
+    path = folder / checkpoints.LAST
+    if not path.exists() and not list(folder.glob("*.pt")):
+        return None
+    checkpoint = checkpoints.load(path)
+    wrong = []
+    if checkpoint["kind"] != kind:
+        wrong.append(f"the command is {kind}, not {checkpoint['kind']}")
+    else:
+        for key, (old, new) in differences(checkpoint["config"], to_dict(config)).items():
+            if not _change_is_harmless(key, new, kind, checkpoint):
+                wrong.append(f"{key} is {new!r}, not {old!r}")
+        if data["fingerprint"] != checkpoint["data"].get("fingerprint"):
+            wrong.append(f"the clips of {data['folder']} are not those of {checkpoint['data'].get('folder')}")
+        if extra.get("teacher") != checkpoint.get("teacher"):
+            wrong.append(f"the teacher is {extra.get('teacher')}, not {checkpoint.get('teacher')}")
+    if not wrong:
+        return checkpoint
+    if checkpoint["step"] == 0:
+        return None  # nothing was trained yet, so nothing can be lost
+    raise RunError(
+        f"{out} holds a run that cannot be continued like this: {'; '.join(wrong)}. "
+        "Give the run's own settings to continue it, another --out, or --restart to delete it and start over"
+    )
+
+
+def _change_is_harmless(key: str, new: Any, kind: str, checkpoint: Mapping[str, Any]) -> bool:
+    other = "distill." if kind == "pretrain" else "pretrain."
+    if key.startswith((*_MAY_CHANGE, other)):
+        return True
+    # More epochs, or fewer that are not over yet, change nothing in those that were.
+    return key == f"{kind}.epochs" and new >= checkpoint["epoch"] - (checkpoint["step_in_epoch"] == 0)
+
+
+def _clear(out: Path) -> None:
+    """Removes the files of a run, and nothing else that may lie in the folder."""
+    for name in (checkpoints.FOLDER, TENSORBOARD_FOLDER, "evaluation"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / LOG_NAME).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The run folder, made if need be, for this process alone; the system lifts the lock however the process ends."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / ".lock", "ab")  # noqa: SIM115 - open as long as the lock is held
+    except OSError as error:
+        raise RunError(f"run folder {out} cannot be used: {error.strerror or error}") from error
+    with file:
+        try:
+            import fcntl
+        except ImportError:  # no advisory locks on this system
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another process is training in {out}: wait for it or give another --out") from error
+        yield
+
+
+def refuse_distributed() -> None:
+    """Raises under ``torchrun`` with more than one process, which would train as many separate runs."""
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size.strip() not in ("", "1"):
+        raise RunError(f"this version trains on one process, got WORLD_SIZE={world_size}: start it without torchrun")
