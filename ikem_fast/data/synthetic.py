@@ -207,9 +207,9 @@ class _Performer:
 
     @classmethod
     def draw(cls, generator: np.random.Generator) -> _Performer:
-        posture = generator.normal(0, 0.09, len(POSE_FIELDS))
+        posture = generator.normal(0, 0.12, len(POSE_FIELDS))
         posture[_STILL_FIELDS] = 0
-        return cls(Body.draw(generator), generator.uniform(0.75, 1.2, len(POSE_FIELDS)), posture)
+        return cls(Body.draw(generator), generator.uniform(0.65, 1.25, len(POSE_FIELDS)), posture)
 
 
 def _perform(action: Action, seed: int, number: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -219,8 +219,8 @@ def _perform(action: Action, seed: int, number: int, generator: np.random.Genera
     tempo = habits.uniform(0.8, 1.25) * generator.uniform(0.85, 1.18)
     persons += [_Performer.draw(generator) for _ in range(action.num_persons - 1)]
 
-    duration = action.seconds / tempo * generator.uniform(0.85, 1.2)
-    before, after = generator.uniform(0.05, 0.7, 2)
+    duration = action.seconds / tempo * generator.uniform(0.8, 1.3)
+    before, after = generator.uniform(0.05, 1.2, 2)
     num_frames = min(int((before + duration + after) * FRAMES_PER_SECOND), ntu_rgb_d.MAX_FRAMES)
     seconds = np.arange(num_frames) / FRAMES_PER_SECOND - before
     timing = Timing(
@@ -240,17 +240,18 @@ def _perform(action: Action, seed: int, number: int, generator: np.random.Genera
 
 
 def _personal(pose: Pose, person: _Performer, generator: np.random.Generator) -> Pose:
-    """The pose as this person strikes it this time: reach, posture, fidgeting, arms off the body, joints that bend."""
+    """The pose as this person strikes it this time: reach, posture, fidgeting, limbs apart, hinges that bend one way."""
     num_frames, num_fields = pose.values.shape
     # Arms that go round whole turns keep their angle: three turns with more reach would not be three turns.
     turns = np.abs(pose.values).max(axis=0) >= 2 * np.pi * 0.95
     reach = person.reach * generator.uniform(0.9, 1.1, num_fields)
-    fidget = 0.07 * _slow_noise((num_frames, num_fields), generator)
+    fidget = 0.1 * _slow_noise((num_frames, num_fields), generator)
     fidget[:, _TRANSLATION_FIELDS] *= 0.2
     posture = person.posture + generator.normal(0, 0.06, num_fields) * (person.posture != 0)
     pose = Pose(pose.values * np.where(turns, 1.0, reach) + posture + fidget)
     for side in ("left", "right"):
         pose[f"{side}_shoulder_spread"] += 0.15
+        pose[f"{side}_hip_spread"] += 0.08
         for hinge in ("elbow", "knee"):
             pose[f"{side}_{hinge}"] = np.maximum(pose[f"{side}_{hinge}"], 0.05)
     pose["rise"] = np.maximum(pose["rise"], 0)
@@ -271,6 +272,12 @@ def _turn(joints: np.ndarray, angle: float) -> np.ndarray:
     return joints @ np.array(((cosine, 0, sine), (0, 1, 0), (-sine, 0, cosine))).T
 
 
+def _tilt_matrix(angle: float) -> np.ndarray:
+    """What a camera that looks down by ``angle`` makes of (..., 3) points, to multiply from the right."""
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return np.array(((1, 0, 0), (0, cosine, -sine), (0, sine, cosine)))
+
+
 def _slow_noise(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     """Noise of variance 1 along the first axis, made of three slow sines for each of the others."""
     hertz = generator.uniform(0.1, 0.8, (3, *shape[1:]))
@@ -286,8 +293,9 @@ def _record(
     place = np.random.default_rng((setup, camera))
     height, distance = place.uniform(0.6, 1.3), place.uniform(2.3, 3.8)
     angle = _CAMERA_ANGLES[camera] + place.uniform(-0.12, 0.12)
+    tilt = place.uniform(-0.1, 0.25)
     offset = np.array((generator.uniform(-0.3, 0.3), -height, distance))
-    seen = [_measure(_turn(joints, angle) + offset, generator) for joints in persons]
+    seen = [_measure((_turn(joints, angle) + offset) @ _tilt_matrix(tilt), generator) for joints in persons]
     if generator.random() < 0.5:
         seen.reverse()  # the order of bodies in a file says nothing
 
