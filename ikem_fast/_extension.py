@@ -123,9 +123,12 @@ def load_module(folder: Path = PACKAGE_FOLDER) -> ModuleType:
         raise ExtensionError(_describe_failure("compiled part", error)) from None
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _describe_failure(part: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"ikem_fast's {part} cannot be loaded ({reason}): reinstall with `{REINSTALL}`"
+    return f"ikem_fast's {part} cannot be loaded ({_first_line(error)}): reinstall with `{REINSTALL}`"
 
 
 _module: ModuleType | None = None
@@ -138,9 +141,12 @@ def _load() -> None:
     global _module, _problem, _cuda_loaded, _cuda_problem
     try:
         import torch
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         # A torch that is there but cannot be imported has its own, better reason.
-        _problem = find_problem(None) if error.name == "torch" else f"torch cannot be imported: {error}"
+        missing = getattr(error, "name", None) == "torch"
+        _problem = (
+            find_problem(None) if missing else f"torch cannot be imported ({_first_line(error)}): reinstall torch"
+        )
         return
     _problem = find_problem(torch.__version__)
     if _problem is None:

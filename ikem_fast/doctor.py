@@ -78,8 +78,9 @@ def dependency_versions() -> dict[str, str | None] | None:
 def _examine_torch(diagnosis: Diagnosis):
     try:
         import torch
-    except ImportError:
-        diagnosis.facts.append(("torch", "missing"))
+    except (ImportError, OSError) as error:
+        missing = getattr(error, "name", None) == "torch"
+        diagnosis.facts.append(("torch", "missing" if missing else "cannot be imported"))
         return None
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     diagnosis.facts.append(("torch", f"{torch.__version__} ({cuda})"))

@@ -55,6 +55,14 @@ def test_missing_torch_is_said_in_words():
     assert "Traceback" not in result.stderr
 
 
+def test_torch_that_cannot_be_imported_is_said_in_words(tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libfoo.so: cannot open\\nsecond line')\n", encoding="utf-8")
+    result = run_doctor("-m", "ikem_fast.doctor", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1, result.stderr
+    assert "Problem: torch cannot be imported (libfoo.so: cannot open): reinstall torch.\n" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
 def test_missing_extension_is_a_problem(monkeypatch):
     monkeypatch.setattr(_extension, "_module", None)
     monkeypatch.setattr(_extension, "_problem", "ikem_fast's compiled part is missing: build it")
