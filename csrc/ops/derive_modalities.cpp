@@ -6,36 +6,17 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "cpu/derive_modalities.h"
+#include "ops/derive_modalities_checks.h"
 
 namespace ikem_fast {
 
 namespace {
 
-void check_joints(const char* name, at::IntArrayRef joints, int64_t num_joints) {
-  for (int64_t joint : joints) {
-    TORCH_CHECK_VALUE(joint >= 0 && joint < num_joints, name, " must hold joints 0 ... ", num_joints - 1, ", got ", joint);
-  }
-}
-
-// The joint that is its own parent.
-int64_t find_root(at::IntArrayRef bone_parents) {
-  int64_t root = -1;
-  int64_t count = 0;
-  for (int64_t joint = 0; joint < static_cast<int64_t>(bone_parents.size()); ++joint) {
-    if (bone_parents[joint] == joint) {
-      root = joint;
-      ++count;
-    }
-  }
-  TORCH_CHECK_VALUE(count == 1, "bone_parents must have exactly one root (a joint that is its own parent), got ", count);
-  return root;
-}
-
-void check_arguments(const at::Tensor& clips, const at::Tensor& num_frames, at::IntArrayRef bone_parents,
-                     at::IntArrayRef previous_bones, at::IntArrayRef chest_normal, at::IntArrayRef modalities) {
+void check_tensors(const at::Tensor& clips, const at::Tensor& num_frames) {
   TORCH_CHECK_VALUE(
       clips.dim() == 5 && clips.size(1) == 3 && (clips.scalar_type() == at::kFloat || clips.scalar_type() == at::kDouble),
       "clips must be (N, 3, T, V, M) float32 or float64, got ", clips.sizes(), " ", clips.scalar_type());
@@ -48,29 +29,16 @@ void check_arguments(const at::Tensor& clips, const at::Tensor& num_frames, at::
                     num_frames.scalar_type());
   TORCH_CHECK_VALUE(num_frames.device() == clips.device(), "num_frames must be on the clips' device ", clips.device(),
                     ", got ", num_frames.device());
-  const int64_t num_joints = clips.size(3);
-  TORCH_CHECK_VALUE(static_cast<int64_t>(bone_parents.size()) == num_joints &&
-                        static_cast<int64_t>(previous_bones.size()) == num_joints,
-                    "bone_parents and previous_bones must each name one joint for every one of the clips' ", num_joints,
-                    ", got ", bone_parents.size(), " and ", previous_bones.size());
-  check_joints("bone_parents", bone_parents, num_joints);
-  check_joints("previous_bones", previous_bones, num_joints);
-  TORCH_CHECK_VALUE(chest_normal.empty() || chest_normal.size() == 3, "chest_normal must name three joints or none, got ",
-                    chest_normal.size());
-  check_joints("chest_normal", chest_normal, num_joints);
-  TORCH_CHECK_VALUE(!modalities.empty(), "modalities must name at least one modality, got none");
-  for (int64_t modality : modalities) {
-    TORCH_CHECK_VALUE(modality >= 0 && modality < kNumModalities, "modalities must hold numbers 0 ... ",
-                      kNumModalities - 1, ", got ", modality);
-  }
 }
 
 }  // namespace
 
 at::Tensor derive_modalities(const at::Tensor& clips, const at::Tensor& num_frames, at::IntArrayRef bone_parents,
                              at::IntArrayRef previous_bones, at::IntArrayRef chest_normal, at::IntArrayRef modalities) {
-  check_arguments(clips, num_frames, bone_parents, previous_bones, chest_normal, modalities);
-  const int64_t root = find_root(bone_parents);
+  check_tensors(clips, num_frames);
+  const std::string problem =
+      find_problem(clips.size(3), bone_parents.vec(), previous_bones.vec(), chest_normal.vec(), modalities.vec());
+  TORCH_CHECK_VALUE(problem.empty(), problem);
   const at::Tensor dense_clips = clips.contiguous();
   const at::Tensor dense_frames = num_frames.contiguous();
   const int64_t* frame_counts = dense_frames.const_data_ptr<int64_t>();
@@ -96,7 +64,7 @@ at::Tensor derive_modalities(const at::Tensor& clips, const at::Tensor& num_fram
   parameters.num_persons = clips.size(4);
   parameters.bone_parents = parents.data();
   parameters.previous_bones = previous.data();
-  parameters.root = root;
+  parameters.root = find_root(bone_parents.vec());
   parameters.has_chest_normal = !chest_normal.empty();
   std::copy(chest_normal.begin(), chest_normal.end(), parameters.chest_normal);
   parameters.num_outputs = static_cast<int64_t>(modalities.size());

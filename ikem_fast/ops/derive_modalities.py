@@ -33,7 +33,7 @@ def derive_modalities(
         num_frames: F, frames of each recording before it was resampled to T, (N,) integers above 0. Velocities are
             scaled by 50 / F. Values are checked on the CPU only: on CUDA that would wait for the device.
         layout: the skeleton with V joints: a name, the path of a YAML file, or a ``Layout``.
-        modalities: S names of modalities, in the order of the result.
+        modalities: S distinct names of modalities, in the order of the result.
         chest_normal: false leaves the root's bone zero.
 
     Returns:
@@ -46,7 +46,7 @@ def derive_modalities(
     """
     bone_parents, previous_bones, chest_joints = _check_arguments(clips, num_frames, layout, modalities)
     _extension.require()
-    compiled = [name for name in modalities if name in MODALITIES] if _has_kernel(clips.device) else []
+    compiled = [name for name in modalities if name in MODALITIES] if _has_kernel(clips) else []
     if not compiled:
         return _derive_with_functions(clips, num_frames, layouts.get(layout), modalities, chest_normal)
     derived = torch.ops.ikem_fast.derive_modalities(
@@ -102,8 +102,14 @@ def _derive_with_functions(
     return torch.stack([_function(name)(clips, num_frames, layout, chest_normal=chest_normal) for name in modalities])
 
 
-def _has_kernel(device: torch.device) -> bool:
-    return device.type in ("cpu", "meta") or (device.type == "cuda" and _extension.cuda_available())
+# The CUDA kernel takes the skeleton by value, in tables of this size (csrc/cuda/derive_modalities.h).
+_CUDA_MAX_JOINTS = 256
+
+
+def _has_kernel(clips: Tensor) -> bool:
+    if clips.device.type == "cuda":
+        return _extension.cuda_available() and clips.shape[3] <= _CUDA_MAX_JOINTS
+    return clips.device.type in ("cpu", "meta")
 
 
 def _check_arguments(
@@ -118,6 +124,8 @@ def _check_arguments(
         raise ValueError(f"modalities must be a non-empty sequence of names, got {modalities!r}")
     for modality in modalities:
         _function(modality)
+    if len(set(modalities)) != len(modalities):
+        raise ValueError(f"modalities must be distinct, got {', '.join(modalities)}")
     # Under a tracer there are no values; the compiled kernel looks at them when it runs.
     if num_frames.device.type == "cpu" and not torch.compiler.is_compiling() and bool((num_frames < 1).any()):
         raise ValueError(f"num_frames must be above 0, got {num_frames.min().item()}")
