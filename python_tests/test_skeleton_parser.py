@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
-import sys
+import resource
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,7 +129,7 @@ def test_counts_that_promise_more_or_less_than_the_file_holds(parse):
     check_error(parse, lines[:11], 12, "the file ends before a joint in frame 2 of 2")
     check_error(parse, lines[:9], 8, "the file ends too early for a body count of 1")
     lines[7] = "2"
-    check_error(parse, lines, 8, "the file ends too early for a body count of 2")
+    check_error(parse, lines, 14, "the file ends before a body in frame 2 of 2")
 
 
 def test_files_without_any_frame_or_body(parse):
@@ -167,7 +167,7 @@ def test_random_damage_ends_in_an_error_or_in_finite_numbers(parse):
     generator = np.random.default_rng(5)
     interesting = b"\x00\n\r 0-+.e9n\xff"
     outcomes = {"read": 0, "refused": 0}
-    for _ in range(3000):
+    for _ in range(600):
         damaged = bytearray(text)
         for _ in range(generator.integers(1, 5)):
             position = int(generator.integers(len(damaged)))
@@ -183,29 +183,22 @@ def test_random_damage_ends_in_an_error_or_in_finite_numbers(parse):
             outcomes["read"] += 1
             assert xyz.shape == (3, num_frames, 2, 2)
             assert np.isfinite(xyz).all()
-    assert min(outcomes.values()) > 100
+    assert min(outcomes.values()) > 20
 
 
-def test_lying_counts_do_not_take_memory(tmp_path):
-    for count_line in (0, 1, 3):
-        for count in ("300", "2000000000", "9000000000000000000"):
-            lines, _ = make_lines([1], V)
-            lines[count_line] = count
-            (tmp_path / f"{count_line}_{count}.skeleton").write_text("\n".join(lines))
-    script = (
-        "import pathlib, resource, sys\n"
-        "from ikem_fast import _extension\n"
-        "parse = _extension.require().parse_skeleton\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
-        "    try: parse(str(path), 3)\n"
-        "    except ValueError: continue\n"
-        "    sys.exit(f'{path} was read')\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 20_000  # kilobytes
+def test_lying_counts_do_not_take_memory(parse):
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), limits[1]))
+    try:
+        for count_line in (0, 1, 3):
+            for count in ("300", "2000000000", "9000000000000000000"):
+                lines, _ = make_lines([1], V)
+                lines[count_line] = count
+                with pytest.raises(ValueError, match="line "):  # and no MemoryError
+                    parse("\n".join(lines))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def test_paths(parse, tmp_path):
