@@ -293,7 +293,14 @@ class _Job:
     def process(self, writer: ClipWriter, progress: bool) -> None:
         recordings = self.listing.recordings
         begin = len(writer.outcomes)
-        bar = tqdm(total=len(recordings), initial=begin, unit="clip", desc=self.reader.kind, disable=not progress)
+        bar = tqdm(
+            total=len(recordings),
+            initial=begin,
+            unit="clip",
+            desc=self.reader.kind,
+            mininterval=0.5,
+            disable=not progress,
+        )
         with bar:
             for recording, (outcome, clip) in zip(recordings[begin:], self.read_all(recordings[begin:]), strict=True):
                 if outcome.error is not None:

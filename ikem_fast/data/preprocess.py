@@ -69,7 +69,8 @@ def prepare_clip(
         The clip, (3, T, V, M) float32, and L, the number of detected frames it was made of: the first L frames.
 
     Raises:
-        ValueError: the array has another shape, or no frame has the presence joint (L = 0).
+        ValueError: the array has another shape, no frame has the presence joint (L = 0), or a coordinate is not
+            finite in float32.
     """
     if xyz.ndim != 4 or xyz.shape[0] != 3 or xyz.shape[2] != layout.num_joints:
         raise ValueError(f"xyz must be (3, F, {layout.num_joints}, M), got {xyz.shape}")
@@ -80,9 +81,13 @@ def prepare_clip(
         joint = layout.joint_names[layout.presence_joint]
         raise ValueError(f"the joint '{joint}' of the first person is zero in all {xyz.shape[1]} frames")
     clip = xyz[:, :length]
-    if with_centre:
-        clip = centre(clip, layout)
-    clip = resample(clip, num_frames)
-    if with_rotation:
-        clip = rotate_to_front(clip, layout)
-    return np.ascontiguousarray(clip, dtype=np.float32), length
+    with np.errstate(over="ignore", invalid="ignore"):  # told of below, with a better reason
+        if with_centre:
+            clip = centre(clip, layout)
+        clip = resample(clip, num_frames)
+        if with_rotation:
+            clip = rotate_to_front(clip, layout)
+        clip = np.ascontiguousarray(clip, dtype=np.float32)
+    if not np.isfinite(clip).all():
+        raise ValueError(f"coordinates are too large for float32: up to {np.abs(xyz).max():.1e}")
+    return clip, length

@@ -95,7 +95,7 @@ def write(
     folder = Path(folder)
     _begin_folder(folder, parameters)
     num_files = num_actions * num_subjects * num_repetitions * num_cameras
-    with tqdm(total=num_files, unit="file", desc="write recordings", disable=not progress) as bar:
+    with tqdm(total=num_files, unit="file", desc="write recordings", mininterval=0.5, disable=not progress) as bar:
         for performer in performers(num_subjects):
             for action in range(num_actions):
                 for repetition in range(1, num_repetitions + 1):
@@ -240,7 +240,7 @@ def _perform(action: Action, seed: int, number: int, generator: np.random.Genera
 
 
 def _personal(pose: Pose, person: _Performer, generator: np.random.Generator) -> Pose:
-    """The pose as this person strikes it this time: reach, posture, fidgeting, limbs apart, hinges that bend one way."""
+    """The pose as this person strikes it this time: reach, posture, fidgeting, limbs apart, hinges bent one way."""
     num_frames, num_fields = pose.values.shape
     # Arms that go round whole turns keep their angle: three turns with more reach would not be three turns.
     turns = np.abs(pose.values).max(axis=0) >= 2 * np.pi * 0.95
