@@ -384,6 +384,32 @@ def test_two_processes_do_not_prepare_one_folder(interrupted):
             prepare("ntu-rgb+d", source, out, on_error="skip")
 
 
+def test_a_folder_that_another_process_finished_meanwhile_stays_whole(source, tmp_path):
+    prepare("ntu-rgb+d", source, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with (
+        pytest.raises(DataError, match="another process has finished preparing it meanwhile"),
+        journal.ClipWriter.open(tmp_path, (3, 50, 25, 2), {}, []),
+    ):
+        pass
+    assert prepare("ntu-rgb+d", source, tmp_path).already_done
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_names_of_files_that_are_no_text(source, tmp_path):
+    for folder, name in ((source, b"\xff.txt"), (source / "more", b"\xfe")):
+        path = os.fsencode(folder) + b"/" + name
+        if name.endswith(b"txt"):
+            with open(path, "wb"):
+                pass
+        else:
+            os.mkdir(path)
+            shutil.copy(source / "S001C001P001R001A001.skeleton", path + b"/S007C001P001R001A001.skeleton")
+    summary = prepare("ntu-rgb+d", source, tmp_path / "out", on_error="skip")
+    assert summary.num_clips == 5
+    assert [row["file"] for row in read_csv(tmp_path / "out" / "bad_files.csv")] == ["\\udcff.txt"]
+
+
 def test_a_disk_without_room_is_told_before_the_work(source, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from ikem_fast.atomic import sync_folder
-from ikem_fast.data.clip_set import CLIPS_FILE
+from ikem_fast.data.clip_set import CLIPS_FILE, DATASET_FILE
 from ikem_fast.data.readers import DataError
 
 PARTIAL_FILE = CLIPS_FILE + ".partial"
@@ -73,7 +73,7 @@ class ClipWriter:
             names: all recordings that will be appended, in their order.
 
         Raises:
-            DataError: another process is at it, or an earlier one was with other parameters.
+            DataError: another process is at it or has just finished, or an earlier one had other parameters.
             OSError: the folder cannot be written to, or its disk is full.
         """
         with open(folder / JOURNAL_FILE, "a+", encoding="utf-8", errors="replace", newline="") as journal:
@@ -81,6 +81,8 @@ class ClipWriter:
                 fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise DataError(f"{folder}: another process is preparing it now") from None
+            if (folder / DATASET_FILE).exists():
+                raise DataError(f"{folder}: another process has finished preparing it meanwhile")
             partial = folder / PARTIAL_FILE
             if (folder / CLIPS_FILE).exists() and not partial.exists():
                 os.replace(folder / CLIPS_FILE, partial)  # an earlier run was killed while it finished

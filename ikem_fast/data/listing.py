@@ -19,6 +19,10 @@ class BadFile:
     line: int | None
     reason: str
 
+    def __post_init__(self) -> None:
+        # A file's name may hold bytes that are no UTF-8, which neither a terminal nor a CSV file takes.
+        object.__setattr__(self, "file", self.file.encode("utf-8", "backslashreplace").decode("utf-8"))
+
     @classmethod
     def from_message(cls, file: str, message: str) -> BadFile:
         """Takes the line out of a message that begins with it."""

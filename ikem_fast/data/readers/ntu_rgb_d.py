@@ -12,7 +12,7 @@ from ikem_fast.data.readers.base import Protocol, Reader, Sample
 from ikem_fast.layouts import Layout
 
 MAX_FRAMES = 300
-_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})\.skeleton")
+_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})\.skeleton", re.ASCII)
 
 XSUB_60_TRAINING = frozenset((1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38))
 _XSUB_120_TRAINING = XSUB_60_TRAINING | {

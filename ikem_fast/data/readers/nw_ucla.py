@@ -11,7 +11,7 @@ import numpy as np
 from ikem_fast.data.readers.base import Protocol, Reader, Sample, check_recording
 from ikem_fast.layouts import Layout
 
-_NAME = re.compile(r"a(\d{2})_s(\d{2})_e(\d{2})_v(\d{2})\.json")
+_NAME = re.compile(r"a(\d{2})_s(\d{2})_e(\d{2})_v(\d{2})\.json", re.ASCII)
 
 # The dataset has no actions 7 and 10.
 _ACTIONS = {

@@ -11,7 +11,7 @@ from scipy.io import loadmat
 from ikem_fast.data.readers.base import Protocol, Reader, Sample, check_recording
 from ikem_fast.layouts import Layout
 
-_NAME = re.compile(r"a([1-9]\d*)_s([1-9]\d*)_t([1-9]\d*)_skeleton\.mat")
+_NAME = re.compile(r"a([1-9]\d*)_s([1-9]\d*)_t([1-9]\d*)_skeleton\.mat", re.ASCII)
 
 _ACTIONS = """
 swipe left; swipe right; wave; clap; throw; arm cross; basketball shoot; draw x; draw circle clockwise;
@@ -58,7 +58,7 @@ READER = Reader(
     protocols={
         "cross-subject": Protocol("odd subjects train", ACTION_NAMES, lambda sample: sample.subject % 2 == 1),
     },
-    suffix="_skeleton.mat",
+    suffix=".mat",
     name_pattern="aA_sS_tT_skeleton.mat with action 1 to 27",
     parse_name=parse_name,
     read=read,
