@@ -272,8 +272,12 @@ def test_compiles_without_a_graph_break():
 
 def test_registered_modality_is_derived_by_its_function(monkeypatch):
     monkeypatch.setattr(modalities, "_REGISTRY", dict(modalities._REGISTRY))
-    modalities.register("height", lambda clips, num_frames, layout, *, chest_normal=True: clips * clips.new_tensor(
-        [0.0, 1.0, 0.0]).view(1, 3, 1, 1, 1))
+    modalities.register(
+        "height",
+        lambda clips, num_frames, layout, *, chest_normal=True: (
+            clips * clips.new_tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1, 1)
+        ),
+    )
     clips, counts = make_clips()
     names = ("bone", "height", "joint")
     ours = derive_modalities(clips, counts, modalities=names)

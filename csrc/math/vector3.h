@@ -60,8 +60,14 @@ IKEM_HOST_DEVICE Vector3<S> operator*(const Vector3<S>& a, S factor) {
 }
 
 template <typename S>
+IKEM_HOST_DEVICE Vector3<S> operator/(const Vector3<S>& a, S divisor) {
+  return {a.x / divisor, a.y / divisor, a.z / divisor};
+}
+
+template <typename S>
 IKEM_HOST_DEVICE S dot(const Vector3<S>& a, const Vector3<S>& b) {
-  return a.x * b.x + a.y * b.y + a.z * b.z;
+  using R = Real<S>;
+  return R::product(a.x, b.x) + R::product(a.y, b.y) + R::product(a.z, b.z);
 }
 
 // Exactly zero for parallel vectors whose products round alike, such as equal ones.
@@ -77,10 +83,11 @@ IKEM_HOST_DEVICE S norm(const Vector3<S>& a) {
   return Real<S>::square_root(dot(a, a));
 }
 
-// a / max(|a|, 1e-12).
+// a / max(|a|, 1e-12). Divides, although a reciprocal would be faster, to round as PyTorch does: products with a chest
+// normal may cancel, and would magnify a difference.
 template <typename S>
 IKEM_HOST_DEVICE Vector3<S> normalize(const Vector3<S>& a) {
-  return a * (S(1) / Real<S>::at_least(norm(a), S(1e-12)));
+  return a / Real<S>::at_least(norm(a), S(1e-12));
 }
 
 #ifdef CPU_CAPABILITY
