@@ -74,7 +74,7 @@ def test_distillation_run_loads(run, tmp_path):
 def test_truncated_checkpoint_is_explained_and_the_one_before_named(run, clips, length):
     content = last(run).read_bytes()
     last(run).write_bytes(content[: length if isinstance(length, int) else int(length * len(content))])
-    usable = r"previous\.pt \(epoch 2, step 2\) is usable: copy it to .*last\.pt to go on"
+    usable = r"previous\.pt \(epoch 1, step 2\) is usable: copy it to .*last\.pt to go on"
     with pytest.raises(CheckpointError, match=rf"last\.pt is damaged.*{usable}"):
         engine.load_run(run)
     with pytest.raises(CheckpointError, match=usable):

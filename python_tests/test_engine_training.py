@@ -90,7 +90,7 @@ def test_run_folder_holds_everything(straight_run):
     assert {path.name for path in (straight_run / "checkpoints").iterdir()} == {"last.pt", "previous.pt"}
     assert engine.load_config(straight_run / "config.yaml") == tiny_config()
     checkpoint = checkpoints.load(straight_run / "checkpoints" / "last.pt")
-    assert (checkpoint["kind"], checkpoint["epoch"], checkpoint["step"]) == ("pretrain", 5, 8)
+    assert (checkpoint["kind"], checkpoint["epoch"], checkpoint["step"]) == ("pretrain", 4, 8)
     assert checkpoint["versions"]["torch"] == torch.__version__
     assert engine.load_config(checkpoint["config"]) == tiny_config()
     assert int(checkpoint["model"]["queue_pointer"]) == 8 * 4 % 12
@@ -195,7 +195,8 @@ def test_continued_beyond_max_steps_equals_uninterrupted(straight_run, clips, tm
     assert [(line["step"], line["steps"]) for line in lines] == [(3, 3), (4, 1), (5, 1)]
     assert checkpoints.load(out / "checkpoints" / "last.pt")["step"] == 5
     engine.pretrain(clips, out, tiny_config("max_steps=6"), progress=False)
-    assert checkpoints.load(out / "checkpoints" / "last.pt")["epoch"] == 4
+    assert list(read_log(out))[-1]["epoch"] == 3
+    assert checkpoints.load(out / "checkpoints" / "last.pt")["epoch"] == 3
     engine.pretrain(clips, out, tiny_config(), progress=False)
     assert_same_run(out, straight_run)
 
@@ -256,7 +257,7 @@ def test_second_ctrl_c_does_not_wait(clips, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize(("at_step", "good"), [(1, "epoch 1, step 0"), (4, "epoch 2, step 2")])
+@pytest.mark.parametrize(("at_step", "good"), [(1, "epoch 0, step 0"), (4, "epoch 1, step 2")])
 def test_non_finite_loss_names_step_and_last_good_checkpoint(clips, tmp_path, monkeypatch, at_step, good):
     def spoil(losses):
         losses["single/motion"] = losses["single/motion"] * float("nan")

@@ -29,6 +29,7 @@ _REQUIRED: dict[str, type] = {
     "optimizer": dict,
     "random_state": dict,
     "epoch": int,
+    "epoch_done": bool,
     "step_in_epoch": int,
     "step": int,
     "seconds": float,
@@ -168,6 +169,7 @@ def _check_sums(path: Path) -> None:
 
 
 def describe(path: Path, checkpoint: Mapping[str, Any]) -> str:
+    """A checkpoint's file and how far it is, for messages."""
     return f"{path} (epoch {checkpoint['epoch']}, step {checkpoint['step']})"
 
 

@@ -59,6 +59,16 @@ def stage_of(kind: str, section: Any, epoch: int) -> str:
     return "cross" if section.cross_epoch is not None and epoch >= section.cross_epoch else "single"
 
 
+def count_steps(train_set: ClipSet, kind: str, config: Config) -> int:
+    """Steps of an epoch, its last incomplete batch left out. Raises ConfigError for fewer clips than a batch."""
+    batch_size = getattr(config, kind).batch_size
+    if batch_size > len(train_set):
+        raise ConfigError(
+            f"{kind}.batch_size must be at most the number of training clips, {len(train_set)}, got {batch_size}"
+        )
+    return len(train_set) // batch_size
+
+
 def train(
     method: IKEM | RelationalDistillation,
     train_set: ClipSet,
@@ -99,11 +109,7 @@ def train(
     device = resolve_device(config)
     augmentation = augmentation_settings(config)
     batch_size = section.batch_size
-    steps_per_epoch = len(train_set) // batch_size
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"{kind}.batch_size must be at most the number of training clips, {len(train_set)}, got {batch_size}"
-        )
+    steps_per_epoch = count_steps(train_set, kind, config)
     last_step = section.epochs * steps_per_epoch
     if config.max_steps is not None:
         last_step = min(last_step, config.max_steps)
@@ -122,7 +128,7 @@ def train(
         optimizer.load_state_dict(checkpoint["optimizer"])
         randomness.set_random_state(checkpoint["random_state"])
         state = Progress(
-            checkpoint["epoch"],
+            checkpoint["epoch"] + checkpoint["epoch_done"],
             checkpoint["step_in_epoch"],
             checkpoint["step"],
             checkpoint["seconds"],
@@ -165,15 +171,16 @@ def train(
         # Steps of a window that another process began took no time in this one.
         speed = steps_since_reading * batch_size / max(now - clock, 1e-9)
         clock, steps_since_reading = now, 0
+        epoch = (state.step - 1) // steps_per_epoch + 1  # state.epoch may be the next one already
         losses = dict(zip(state.unlogged_names, values.mean(axis=0).tolist(), strict=True))
         total = math.fsum(losses.values())
         log.write(
             {
                 "kind": "train",
-                "epoch": state.epoch,
+                "epoch": epoch,
                 "step": state.step,
-                "stage": stage_of(kind, section, state.epoch),
-                "learning_rate": learning_rate(section, state.epoch),
+                "stage": stage_of(kind, section, epoch),
+                "learning_rate": learning_rate(section, epoch),
                 "loss": total,
                 "losses": losses,
                 "steps": len(values),
@@ -205,7 +212,9 @@ def train(
             "model": dict(method.state_dict()),
             "optimizer": optimizer.state_dict(),
             "random_state": randomness.random_state(),
-            "epoch": state.epoch,
+            # The epoch of the last step that was done, which is what a reader of the checkpoint wants to know.
+            "epoch": state.epoch if state.step_in_epoch else state.epoch - 1,
+            "epoch_done": state.step_in_epoch == 0,
             "step_in_epoch": state.step_in_epoch,
             "step": state.step,
             "seconds": state.seconds + now - clock,
@@ -221,7 +230,7 @@ def train(
             checkpoints.keep(path, checkpoint_folder / f"epoch-{state.epoch - 1:04d}.pt", complete)
         saved_at = (state.epoch, state.step_in_epoch)
         clock += time.perf_counter() - now  # writing is no training time
-        return f"{path} (epoch {state.epoch}, step {state.step})"
+        return checkpoints.describe(path, complete)
 
     def knn_accuracy() -> dict[str, float]:
         train_part, test_part = (_evenly_spaced(clips, logging.knn_max_clips) for clips in (train_set, test_set))

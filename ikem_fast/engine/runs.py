@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from ikem_fast.engine.config import (
     Config,
     differences,
     load_config,
+    resolve_device,
     resolve_quirks,
     save_config,
     to_dict,
     validate,
 )
-from ikem_fast.engine.loop import train
+from ikem_fast.engine.loop import count_steps, train
 from ikem_fast.engine.run_log import LOG_NAME, TENSORBOARD_FOLDER
 from ikem_fast.methods import IKEM, RelationalDistillation
 
@@ -64,8 +65,7 @@ def pretrain(
     validate(config)
     out = Path(out)
     clip_set = ClipSet.open(data_folder)
-    with _locked(out):
-        _run(out, "pretrain", config, clip_set, {}, lambda: _new_ikem(clip_set, config), restart, progress)
+    _run(out, "pretrain", config, clip_set, {}, lambda: _new_ikem(clip_set, config), restart, progress)
     return out
 
 
@@ -114,8 +114,7 @@ def distill(
             f"and {of_teacher} in {teacher_run}"
         )
     extra = {"teacher": {"run": str(teacher_run.resolve()), "step": teacher_checkpoint["step"]}}
-    with _locked(out):
-        _run(out, "distill", config, clip_set, extra, lambda: _new_distillation(teacher, config), restart, progress)
+    _run(out, "distill", config, clip_set, extra, lambda: _new_distillation(teacher, config), restart, progress)
     return out
 
 
@@ -168,44 +167,48 @@ def _run(
     config: Config,
     clip_set: ClipSet,
     extra: Mapping[str, Any],
-    new_method: Any,
+    new_method: Callable[[], IKEM | RelationalDistillation],
     restart: bool,
     progress: bool,
 ) -> None:
+    # Whatever can be found wrong is found before a file is made, and before a run that is there is deleted.
     train_set = clip_set.split("train")
     test_set = clip_set.split("test") if "test" in set(clip_set.splits) else None
+    count_steps(train_set, kind, config)
+    resolve_device(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     data = {
         "folder": str(Path(clip_set.folder).resolve()),
         "fingerprint": fingerprint(train_set),
         "num_classes": clip_set.num_classes,
     }
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    checkpoint = None if restart else _checkpoint_to_continue(out, kind, config, data, extra)
-    if checkpoint is None:
-        _clear(out)
-    for leftover in (out / checkpoints.FOLDER).glob(".*.tmp"):
-        leftover.unlink()  # of a checkpoint that a killed process did not finish writing
-    header = f"{kind} on {data['folder']}"
-    if "teacher" in extra:
-        header += f", taught by {extra['teacher']['run']}"
-    save_config(config, out / CONFIG_NAME, f"Resolved configuration of: {header}")
-
     randomness.seed_everything(config.seed)
     method = new_method()
-    if progress:
-        _announce(out, kind, config, method, train_set, checkpoint)
-    train(
-        method,
-        train_set,
-        kind=kind,
-        config=config,
-        run_folder=out,
-        test_set=test_set,
-        checkpoint=checkpoint,
-        extra={"data": data, **extra},
-        progress=progress,
-    )
+
+    with _locked(out):
+        checkpoint = None if restart else _checkpoint_to_continue(out, kind, config, data, extra)
+        if checkpoint is None:
+            _clear(out)
+        for leftover in (out / checkpoints.FOLDER).glob(".*.tmp"):
+            leftover.unlink()  # of a checkpoint that a killed process did not finish writing
+        header = f"Resolved configuration of: {kind} on {data['folder']}"
+        if "teacher" in extra:
+            header += f", taught by {extra['teacher']['run']}"
+        save_config(config, out / CONFIG_NAME, header)
+        if progress:
+            _announce(out, kind, config, method, train_set, checkpoint)
+        train(
+            method,
+            train_set,
+            kind=kind,
+            config=config,
+            run_folder=out,
+            test_set=test_set,
+            checkpoint=checkpoint,
+            extra={"data": data, **extra},
+            progress=progress,
+        )
 
 
 def _announce(
@@ -213,7 +216,7 @@ def _announce(
 ) -> None:
     batch_size = getattr(config, kind).batch_size
     trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    start = f"going on from epoch {checkpoint['epoch']}, step {checkpoint['step']}" if checkpoint else "new run"
+    start = f"going on after epoch {checkpoint['epoch']}, step {checkpoint['step']}" if checkpoint else "new run"
     print(
         f"{kind}: {len(train_set)} clips, {len(train_set) // batch_size} steps of {batch_size} an epoch, "
         f"{trained / 1e6:.2f} M trained parameters, {start}, in {out}",
@@ -268,7 +271,7 @@ def _change_is_harmless(key: str, new: Any, kind: str, checkpoint: Mapping[str, 
     if key.startswith((*_MAY_CHANGE, other)):
         return True
     # More epochs, or fewer that are not over yet, change nothing in those that were.
-    return key == f"{kind}.epochs" and new >= checkpoint["epoch"] - (checkpoint["step_in_epoch"] == 0)
+    return key == f"{kind}.epochs" and new >= checkpoint["epoch"]
 
 
 def _clear(out: Path) -> None:
