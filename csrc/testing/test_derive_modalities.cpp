@@ -42,8 +42,9 @@ struct Expected {
   Point joint(int n, int t, int v, int m) const {
     Point point;
     for (int c = 0; c < 3; ++c) {
-      point[c] = clips[(((static_cast<size_t>(n) * 3 + c) * shape.num_frames + t) * shape.num_joints + v) *
-                           shape.num_persons + m];
+      point[c] =
+          clips[(((static_cast<size_t>(n) * 3 + c) * shape.num_frames + t) * shape.num_joints + v) * shape.num_persons +
+                m];
     }
     return point;
   }

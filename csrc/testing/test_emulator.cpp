@@ -39,7 +39,11 @@ constexpr Case kCases[] = {
     {"asynchronous copy never waited for", {true, true, true}, 64, 1, zero},
     {"no barrier before the loop", {true, true, true}, 64, 1, [](int) { return 3.0; }},
     {"atomic outside its buffer", {false, true, false}, 64, 1, zero},
-    {"spinning until another thread of the block stores", {false, false, false}, 64, 1, [](int t) { return t == 1 ? 1.0 : 0.0; }},
+    {"spinning until another thread of the block stores",
+     {false, false, false},
+     64,
+     1,
+     [](int t) { return t == 1 ? 1.0 : 0.0; }},
     {"__syncwarp between write and read", {false, false, false}, 32, 1, [](int) { return 4.0; }},
     {"last block sums what the others fenced", {false, false, false}, 64, 3},
     {"last block sums without a fence", {false, false, true}, 64, 3},
@@ -167,8 +171,8 @@ bool run_case(int number) {
   float* global;
   cudaMalloc(&global, kSize * sizeof(float));
   cudaMemsetAsync(global, 0, kSize * sizeof(float), nullptr);
-  const cudaError_t error = IKEM_LAUNCH((case_kernel<64>), dim3(test.blocks), dim3(test.threads), 256, nullptr, number,
-                                        global, kSize);
+  const cudaError_t error =
+      IKEM_LAUNCH((case_kernel<64>), dim3(test.blocks), dim3(test.threads), 256, nullptr, number, global, kSize);
   if (error != cudaSuccess || !cuda_emulator::reports.empty()) return true;
   if (test.expected == nullptr) return false;
   for (unsigned t = 0; t < test.threads; ++t) {

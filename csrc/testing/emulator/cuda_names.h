@@ -1,20 +1,24 @@
-// TEST-ONLY: the CUDA names (intrinsics, atomics, math, runtime calls) on top of cuda_emulator.h.
+// TEST-ONLY: the CUDA names (intrinsics, atomics, math, runtime calls) on top of engine.h, which includes this file
+// last.
 #pragma once
 #define EMULATOR_SITE(w) \
   ::cuda_emulator::Site { __FILE__, __LINE__, w }
 #define __syncthreads() ::cuda_emulator::syncthreads(__FILE__, __LINE__)
-#define EMULATOR_ARG3(a, b, c, ...) c
-#define __shfl_sync(m, v, ...) ::emulated_shuffle(m, v, 0, EMULATOR_SITE("__shfl_sync"), __VA_ARGS__)
-#define __shfl_up_sync(m, v, ...) ::emulated_shuffle(m, v, 1, EMULATOR_SITE("__shfl_up_sync"), __VA_ARGS__)
-#define __shfl_down_sync(m, v, ...) ::emulated_shuffle(m, v, 2, EMULATOR_SITE("__shfl_down_sync"), __VA_ARGS__)
-#define __shfl_xor_sync(m, v, ...) ::emulated_shuffle(m, v, 3, EMULATOR_SITE("__shfl_xor_sync"), __VA_ARGS__)
+#define __shfl_sync(m, v, ...) \
+  ::emulated_shuffle(m, v, ::cuda_emulator::kFromLane, EMULATOR_SITE("__shfl_sync"), __VA_ARGS__)
+#define __shfl_up_sync(m, v, ...) \
+  ::emulated_shuffle(m, v, ::cuda_emulator::kUp, EMULATOR_SITE("__shfl_up_sync"), __VA_ARGS__)
+#define __shfl_down_sync(m, v, ...) \
+  ::emulated_shuffle(m, v, ::cuda_emulator::kDown, EMULATOR_SITE("__shfl_down_sync"), __VA_ARGS__)
+#define __shfl_xor_sync(m, v, ...) \
+  ::emulated_shuffle(m, v, ::cuda_emulator::kXor, EMULATOR_SITE("__shfl_xor_sync"), __VA_ARGS__)
 template <class T>
-T emulated_shuffle(uint32_t m, T v, int mode, cuda_emulator::Site s, int arg, int width = 32) {
-  return cuda_emulator::shfl(m, v, mode, arg, width, s);
+T emulated_shuffle(uint32_t m, T v, cuda_emulator::ShuffleMode mode, cuda_emulator::Site s, int arg, int width = 32) {
+  return cuda_emulator::shuffle(m, v, mode, arg, width, s);
 }
 #define __ballot_sync(m, p) (::cuda_emulator::vote(m, (p) ? 1u : 0u, EMULATOR_SITE("__ballot_sync")).votes)
 #define __any_sync(m, p) (::cuda_emulator::vote(m, (p) ? 1u : 0u, EMULATOR_SITE("__any_sync")).votes != 0)
-inline bool emulated_all(cuda_emulator::Red r) { return r.votes == r.pred; }
+inline bool emulated_all(cuda_emulator::Votes r) { return r.votes == r.pred; }
 #define __all_sync(m, p) ::emulated_all(::cuda_emulator::vote(m, (p) ? 1u : 0u, EMULATOR_SITE("__all_sync")))
 #define __reduce_add_sync(m, v) \
   ((decltype(v))::cuda_emulator::vote(m, (uint32_t)(v), EMULATOR_SITE("__reduce_add_sync")).sum)

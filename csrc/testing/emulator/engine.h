@@ -1,5 +1,9 @@
 // TEST-ONLY host emulator for CUDA kernels: included by cuda/kernel.h when IKEM_EMULATE_CUDA is defined.
-// Each CUDA thread of the running block is a fiber; blocks run one after another on one OS thread.
+//
+// Each CUDA thread of the running block is a fiber with a stack of its own; blocks run one after another on one thread
+// of the host. A fiber runs until it reaches a barrier or a warp collective, then the next one that is ready runs, in
+// an order that Config::seed decides. When none is ready and some have not exited, the block is deadlocked. Errors are
+// reported, not thrown: the launch is abandoned and returns cudaErrorLaunchFailure.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -77,17 +81,20 @@ inline void mark(const void* p, size_t n, AccessKind kind, unsigned line = 0) {
 }
 using Location = std::source_location;
 
+// A cp.async that has not been waited for.
 struct Copy {
   void* dst;
   const void* src;
   unsigned n, fill, line;
 };
 enum State : uint8_t { READY, AT_BARRIER, AT_WARP, EXITED };
+// Where a barrier or collective stands in the source.
 struct Site {
   const char* file;
   int line;
   const char* what;
 };
+// One CUDA thread.
 struct Fiber {
   void* stack_pointer = nullptr;
   char* stack = nullptr;
@@ -97,11 +104,11 @@ struct Fiber {
   unsigned id = 0, warp = 0, lane = 0;
   Site site{};
   uint32_t mask = 0;
-  const void* in = nullptr;
+  const void* in = nullptr;  // of the collective it waits at
   void* out = nullptr;
-  std::deque<std::vector<Copy>> groups;
-  std::vector<Copy> open;
-  uint64_t arg = 0;
+  std::deque<std::vector<Copy>> groups;  // committed, oldest first
+  std::vector<Copy> open;                // not committed
+  uint64_t collective_function = 0;
 };
 // Everything about the launch that runs.
 struct Engine {
@@ -158,9 +165,11 @@ EMULATOR_UNCHECKED inline void switch_to(Fiber* to) {  // to == nullptr: the lau
 #endif
   engine.current = to;
   if (to) threadIdx = to->thread_index;
-  raw_switch(from ? &from->stack_pointer : &engine.launcher_stack_pointer, to ? to->stack_pointer : engine.launcher_stack_pointer);
+  raw_switch(from ? &from->stack_pointer : &engine.launcher_stack_pointer,
+             to ? to->stack_pointer : engine.launcher_stack_pointer);
 #ifdef EMULATOR_ADDRESS_SANITIZER
-  __sanitizer_finish_switch_fiber(engine.current ? engine.current->fake_stack : engine.launcher_fake_stack, nullptr, nullptr);
+  __sanitizer_finish_switch_fiber(engine.current ? engine.current->fake_stack : engine.launcher_fake_stack, nullptr,
+                                  nullptr);
 #endif
 }
 inline void report(const char* fmt, ...) {
@@ -172,8 +181,8 @@ inline void report(const char* fmt, ...) {
     k = snprintf(b, sizeof b, "cuda_emulator: kernel %s seed %llu block (%u,%u,%u)", engine.kernel,
                  (unsigned long long)config.seed, blockIdx.x, blockIdx.y, blockIdx.z);
     if (engine.current)
-      k += snprintf(b + k, sizeof b - k, " thread (%u,%u,%u)", engine.current->thread_index.x, engine.current->thread_index.y,
-                    engine.current->thread_index.z);
+      k += snprintf(b + k, sizeof b - k, " thread (%u,%u,%u)", engine.current->thread_index.x,
+                    engine.current->thread_index.y, engine.current->thread_index.z);
     k += snprintf(b + k, sizeof b - k, ": ");
   } else
     k = snprintf(b, sizeof b, "cuda_emulator: ");
@@ -195,6 +204,7 @@ inline void fatal_switch() {  // abandon the launch: every fiber stack is droppe
     ::cuda_emulator::fatal_switch();      \
   } while (0)
 
+// The fiber that runs next, by the seed's rule.
 EMULATOR_UNCHECKED inline Fiber* pick_ready() {
   if (!engine.num_ready) return nullptr;
   unsigned i = config.seed == 0   ? 0
@@ -214,9 +224,8 @@ EMULATOR_UNCHECKED inline void make_ready(Fiber& x) {
     for (; i && engine.ready[i - 1] > x.id; --i) engine.ready[i] = engine.ready[i - 1];
   engine.ready[i] = x.id;
 }
-EMULATOR_UNCHECKED inline void yield_to_next() {
-  switch_to(pick_ready());
-}  // no runnable fiber: back to the launcher, which diagnoses
+// Without a ready fiber: back to the launcher, which says who waits where.
+EMULATOR_UNCHECKED inline void yield_to_next() { switch_to(pick_ready()); }
 
 EMULATOR_UNCHECKED inline void release_barrier() {
   ++engine.epoch;
@@ -226,22 +235,22 @@ EMULATOR_UNCHECKED inline void release_barrier() {
     if (engine.fibers[i].state == AT_BARRIER) make_ready(engine.fibers[i]);
 }
 EMULATOR_UNCHECKED inline void syncthreads(const char* file, int line) {
-  Fiber* c = engine.current;
+  Fiber* self = engine.current;
   if (engine.num_waiting && (engine.barrier_site.line != line || strcmp(engine.barrier_site.file, file)))
     EMULATOR_FAIL("divergent barrier: this thread is at %s:%d while others wait at %s:%d", file, line,
                   engine.barrier_site.file, engine.barrier_site.line);
   if (engine.num_exited && config.strict_barrier)
     EMULATOR_FAIL("divergent barrier: %u of %u threads exited before __syncthreads at %s:%d", engine.num_exited,
                   engine.num_threads, file, line);
-  engine.barrier_site = c->site = {file, line, "__syncthreads"};
-  c->state = AT_BARRIER;
+  engine.barrier_site = self->site = {file, line, "__syncthreads"};
+  self->state = AT_BARRIER;
   if (++engine.num_waiting == engine.num_threads - engine.num_exited) release_barrier();
   yield_to_next();
 }
 
 // Warp collective: the last named lane to arrive runs fn(in, out, lanes) for the whole warp.
 using WarpFn = void (*)(const void** in, void** out, uint32_t lanes);
-EMULATOR_UNCHECKED inline void try_warp(unsigned w, WarpFn fn_of_last, Fiber* last) {
+EMULATOR_UNCHECKED inline void try_collective(unsigned w, WarpFn fn_of_last, Fiber* last) {
   uint32_t want = last->mask & ~engine.exited_lanes[w], got = 0;
   const void* in[32] = {};
   void* out[32] = {};
@@ -262,21 +271,22 @@ EMULATOR_UNCHECKED inline void try_warp(unsigned w, WarpFn fn_of_last, Fiber* la
 }
 EMULATOR_UNCHECKED inline void collective(uint32_t mask, Site site, const void* in, void* out, WarpFn fn,
                                           bool orders_memory = false) {
-  Fiber* c = engine.current;
-  uint32_t exist = engine.num_threads - c->warp * 32 >= 32 ? ~0u : (1u << (engine.num_threads - c->warp * 32)) - 1;
-  if (!(mask >> c->lane & 1))
+  Fiber* self = engine.current;
+  uint32_t exist =
+      engine.num_threads - self->warp * 32 >= 32 ? ~0u : (1u << (engine.num_threads - self->warp * 32)) - 1;
+  if (!(mask >> self->lane & 1))
     EMULATOR_FAIL("%s at %s:%d: mask %08x does not name the calling lane %u", site.what, site.file, site.line, mask,
-                  c->lane);
+                  self->lane);
   mask &= exist;  // lanes past the block's end never exist
-  c->site = site;
-  c->mask = mask;
-  c->in = in;
-  c->out = out;
-  c->state = AT_WARP;
-  c->arg = (uint64_t)fn;
-  unsigned w = c->warp;
-  try_warp(w, fn, c);
-  if (c->state == READY && orders_memory) ++engine.warp_epochs[w];
+  self->site = site;
+  self->mask = mask;
+  self->in = in;
+  self->out = out;
+  self->state = AT_WARP;
+  self->collective_function = (uint64_t)fn;
+  unsigned w = self->warp;
+  try_collective(w, fn, self);
+  if (self->state == READY && orders_memory) ++engine.warp_epochs[w];
   yield_to_next();
 }
 
@@ -299,21 +309,21 @@ EMULATOR_UNCHECKED inline void fiber_main() {
   }
 #endif
   engine.body(engine.body_arg);
-  Fiber* c = engine.current;
-  for (auto& g : c->groups)
+  Fiber* self = engine.current;
+  for (auto& g : self->groups)
     if (!g.empty()) EMULATOR_FAIL("thread exits with cp.async data that no wait_group covered");
-  if (!c->open.empty()) EMULATOR_FAIL("thread exits with cp.async copies that were never committed");
-  c->state = EXITED;
+  if (!self->open.empty()) EMULATOR_FAIL("thread exits with cp.async copies that were never committed");
+  self->state = EXITED;
   ++engine.num_exited;
-  engine.exited_lanes[c->warp] |= 1u << c->lane;
+  engine.exited_lanes[self->warp] |= 1u << self->lane;
   if (engine.num_waiting && config.strict_barrier)
     EMULATOR_FAIL("divergent barrier: this thread exits while %u of %u wait at %s:%d", engine.num_waiting,
                   engine.num_threads, engine.barrier_site.file, engine.barrier_site.line);
   if (engine.num_waiting && engine.num_waiting == engine.num_threads - engine.num_exited) release_barrier();
-  for (unsigned l = 0; l < 32 && c->warp * 32 + l < engine.num_threads;
-       ++l) {  // a collective may only have waited for this lane
-    Fiber& x = engine.fibers[c->warp * 32 + l];
-    if (x.state == AT_WARP) try_warp(c->warp, (WarpFn)x.arg, &x);
+  // A collective may only have waited for this lane.
+  for (unsigned l = 0; l < 32 && self->warp * 32 + l < engine.num_threads; ++l) {
+    Fiber& x = engine.fibers[self->warp * 32 + l];
+    if (x.state == AT_WARP) try_collective(self->warp, (WarpFn)x.collective_function, &x);
   }
   switch_to(pick_ready());
   __builtin_unreachable();
@@ -408,48 +418,52 @@ inline void run_block() {
   report("deadlock (divergent barrier or warp collective):%s", m.c_str());
 }
 template <class... P, class... A>
-cudaError_t launch(const char* name, void (*k)(P...), dim3 g, dim3 b, size_t smem, cudaStream_t, A&&... a) {
-  uint64_t nt = (uint64_t)b.x * b.y * b.z, nb = (uint64_t)g.x * g.y * g.z;
+cudaError_t launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
+                   A&&... a) {
+  uint64_t num_threads = (uint64_t)block.x * block.y * block.z, num_blocks = (uint64_t)grid.x * grid.y * grid.z;
   engine.kernel = name;
-  size_t lim = engine.dynamic_limits.count((const void*)k) ? engine.dynamic_limits[(const void*)k]
-                                                           : config.default_dynamic_shared;
-  if (!nt || nt > 1024 || b.z > 64 || !nb || g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535 || smem > lim) {
-    report("launch of %s refused: grid (%u,%u,%u) block (%u,%u,%u) dynamic shared %zu (allowed %zu)", name, g.x, g.y,
-           g.z, b.x, b.y, b.z, smem, lim);
-    return engine.last_error = smem > lim ? cudaErrorInvalidValue : cudaErrorInvalidConfiguration;
+  size_t allowed = engine.dynamic_limits.count((const void*)kernel) ? engine.dynamic_limits[(const void*)kernel]
+                                                                    : config.default_dynamic_shared;
+  if (!num_threads || num_threads > 1024 || block.z > 64 || !num_blocks || grid.x > 0x7fffffffu || grid.y > 65535 ||
+      grid.z > 65535 || shared_bytes > allowed) {
+    report("launch of %s refused: grid (%u,%u,%u) block (%u,%u,%u) dynamic shared %zu (allowed %zu)", name, grid.x,
+           grid.y, grid.z, block.x, block.y, block.z, shared_bytes, allowed);
+    return engine.last_error = shared_bytes > allowed ? cudaErrorInvalidValue : cudaErrorInvalidConfiguration;
   }
   std::tuple<std::decay_t<P>...> args(static_cast<P>(a)...);
-  auto call = [&] { std::apply(k, args); };
+  auto call = [&] { std::apply(kernel, args); };
   engine.body = [](void* p) { (*(decltype(call)*)p)(); };
   engine.body_arg = &call;
-  engine.num_threads = (unsigned)nt;
-  gridDim = g;
-  blockDim = b;
+  engine.num_threads = (unsigned)num_threads;
+  gridDim = grid;
+  blockDim = block;
   engine.failed = false;
   engine.active = true;
   engine.random_state = config.seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull;
-  engine.dynamic_bytes = smem;
-  engine.dynamic_shared = (unsigned char*)aligned_alloc(1024, (smem + 1023) / 1024 * 1024 + 1024);
+  engine.dynamic_bytes = shared_bytes;
+  engine.dynamic_shared = (unsigned char*)aligned_alloc(1024, (shared_bytes + 1023) / 1024 * 1024 + 1024);
   if (!engine.static_shared) engine.static_shared = (unsigned char*)aligned_alloc(1024, kStaticArena);
 #ifdef EMULATOR_ADDRESS_SANITIZER
-  __asan_poison_memory_region(engine.dynamic_shared + smem, (smem + 1023) / 1024 * 1024 + 1024 - smem);
+  __asan_poison_memory_region(engine.dynamic_shared + shared_bytes,
+                              (shared_bytes + 1023) / 1024 * 1024 + 1024 - shared_bytes);
 #endif
   engine.launch_epoch = ++engine.epoch;
   if (hooks.launch_begin) hooks.launch_begin();
   std::vector<uint32_t> order;
   if (config.seed >= 2) {
-    order.resize(nb);
-    for (uint64_t i = 0; i < nb; ++i) order[i] = i;
-    for (uint64_t i = nb; i > 1; --i) std::swap(order[i - 1], order[next_random() % i]);
+    order.resize(num_blocks);
+    for (uint64_t i = 0; i < num_blocks; ++i) order[i] = i;
+    for (uint64_t i = num_blocks; i > 1; --i) std::swap(order[i - 1], order[next_random() % i]);
   }
-  for (uint64_t i = 0; i < nb && !engine.failed; ++i) {
-    uint64_t q = config.seed == 0 ? i : config.seed == 1 ? nb - 1 - i : order[i];
-    blockIdx = {(unsigned)(q % g.x), (unsigned)(q / g.x % g.y), (unsigned)(q / g.x / g.y)};
+  for (uint64_t i = 0; i < num_blocks && !engine.failed; ++i) {
+    uint64_t number = config.seed == 0 ? i : config.seed == 1 ? num_blocks - 1 - i : order[i];
+    blockIdx = {(unsigned)(number % grid.x), (unsigned)(number / grid.x % grid.y),
+                (unsigned)(number / grid.x / grid.y)};
     run_block();
   }
   if (hooks.launch_end) hooks.launch_end();
 #ifdef EMULATOR_ADDRESS_SANITIZER
-  __asan_unpoison_memory_region(engine.dynamic_shared, (smem + 1023) / 1024 * 1024 + 1024);
+  __asan_unpoison_memory_region(engine.dynamic_shared, (shared_bytes + 1023) / 1024 * 1024 + 1024);
 #endif
   free(engine.dynamic_shared);
   engine.active = false;
@@ -458,26 +472,28 @@ cudaError_t launch(const char* name, void (*k)(P...), dim3 g, dim3 b, size_t sme
 }
 
 // ---- warp intrinsics -------------------------------------------------------------------------
-struct Shfl {
+enum ShuffleMode { kFromLane, kUp, kDown, kXor };
+struct Shuffled {
   uint64_t v;
   int src;
   bool bad;
 };
 template <class T>
-EMULATOR_UNCHECKED T shfl(uint32_t mask, T v, int mode, int arg, int width, Site s) {
+EMULATOR_UNCHECKED T shuffle(uint32_t mask, T v, ShuffleMode mode, int arg, int width, Site s) {
   static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
   int l = engine.current->lane, base = l & ~(width - 1), src = l;
-  if (mode == 0) src = base + (arg & (width - 1));
-  if (mode == 1) src = l - arg < base ? l : l - arg;
-  if (mode == 2) src = l + arg >= base + width ? l : l + arg;
-  if (mode == 3) src = (l ^ arg) >= base + width ? l : l ^ arg;
-  Shfl in{0, src, false}, out{};
+  if (mode == kFromLane) src = base + (arg & (width - 1));
+  if (mode == kUp) src = l - arg < base ? l : l - arg;
+  if (mode == kDown) src = l + arg >= base + width ? l : l + arg;
+  if (mode == kXor) src = (l ^ arg) >= base + width ? l : l ^ arg;
+  Shuffled in{0, src, false}, out{};
   memcpy(&in.v, &v, sizeof v);
   collective(mask, s, &in, &out, [](const void** i, void** o, uint32_t lanes) __attribute__((no_sanitize("thread"))) {
     for (int k = 0; k < 32; ++k)
       if (lanes >> k & 1) {
-        int sl = ((const Shfl*)i[k])->src;
-        *(Shfl*)o[k] = lanes >> sl & 1 ? Shfl{((const Shfl*)i[sl])->v, sl, false} : Shfl{~0ull, sl, true};
+        int sl = ((const Shuffled*)i[k])->src;
+        *(Shuffled*)o[k] =
+            lanes >> sl & 1 ? Shuffled{((const Shuffled*)i[sl])->v, sl, false} : Shuffled{~0ull, sl, true};
       }
   });
   if (out.bad)
@@ -486,13 +502,13 @@ EMULATOR_UNCHECKED T shfl(uint32_t mask, T v, int mode, int arg, int width, Site
   memcpy(&r, &out.v, sizeof r);
   return r;
 }
-struct Red {
+struct Votes {
   uint32_t pred, votes, sum, mn, mx, an, orr, xr;
 };
-EMULATOR_UNCHECKED inline Red vote(uint32_t mask, uint32_t v, Site s) {
-  Red r{};
+EMULATOR_UNCHECKED inline Votes vote(uint32_t mask, uint32_t v, Site s) {
+  Votes r{};
   collective(mask, s, &v, &r, [](const void** i, void** o, uint32_t lanes) __attribute__((no_sanitize("thread"))) {
-    Red a{0, 0, 0, ~0u, 0, ~0u, 0, 0};
+    Votes a{0, 0, 0, ~0u, 0, ~0u, 0, 0};
     for (int k = 0; k < 32; ++k)
       if (lanes >> k & 1) {
         uint32_t x = *(const uint32_t*)i[k];
@@ -506,7 +522,7 @@ EMULATOR_UNCHECKED inline Red vote(uint32_t mask, uint32_t v, Site s) {
       }
     a.pred = lanes;
     for (int k = 0; k < 32; ++k)
-      if (lanes >> k & 1) *(Red*)o[k] = a;
+      if (lanes >> k & 1) *(Votes*)o[k] = a;
   });
   return r;
 }

@@ -8,7 +8,7 @@
 
 #define IKEM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ::cuda_emulator::launch(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
-#define IKEM_SHARED(type, name, ...)                 \
+#define IKEM_SHARED(type, name, ...)               \
   static ::cuda_emulator::Slot shared_slot_##name; \
   auto& name = shared_slot_##name.as<type __VA_ARGS__>()
 #define IKEM_DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(::cuda_emulator::engine.dynamic_shared)

@@ -191,13 +191,13 @@ inline bool installed = (hooks = {begin_hook, end_hook, mark_hook, region_hook},
 
 }  // namespace cuda_emulator::race
 
-#define EMULATOR_HOOK(name, size, kind)                                                                      \
-  extern "C" EMULATOR_UNCHECKED inline __attribute__((used)) void name(void* pointer) {                      \
-    cuda_emulator::race::instrumented(pointer, size, cuda_emulator::kind, __builtin_return_address(0));      \
+#define EMULATOR_HOOK(name, size, kind)                                                                 \
+  extern "C" EMULATOR_UNCHECKED inline __attribute__((used)) void name(void* pointer) {                 \
+    cuda_emulator::race::instrumented(pointer, size, cuda_emulator::kind, __builtin_return_address(0)); \
   }
-#define EMULATOR_HOOKS(size)                           \
-  EMULATOR_HOOK(__tsan_read##size, size, kRead)        \
-  EMULATOR_HOOK(__tsan_write##size, size, kWrite)      \
+#define EMULATOR_HOOKS(size)                              \
+  EMULATOR_HOOK(__tsan_read##size, size, kRead)           \
+  EMULATOR_HOOK(__tsan_write##size, size, kWrite)         \
   EMULATOR_HOOK(__tsan_unaligned_read##size, size, kRead) \
   EMULATOR_HOOK(__tsan_unaligned_write##size, size, kWrite)
 EMULATOR_HOOKS(1)
