@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_explained(error: Exception) -> bool:
     """Whether the message is for users: raised by this package's own checks, or by the system about a file."""
-    if type(error).__module__.startswith("ikem_fast") or (isinstance(error, OSError) and error.filename):
+    if type(error).__module__.startswith("ikem_fast") or isinstance(error, OSError):
         return True
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     return isinstance(error, ValueError) and _PACKAGE_FOLDER in Path(raised_in).parents

@@ -41,12 +41,16 @@ class RunLog:
 
     def __init__(self, folder: Path, *, position: int = 0, step: int = 0, tensorboard: bool = True) -> None:
         self._path = folder / LOG_NAME
-        self._file = open(self._path, "ab")  # noqa: SIM115 - open as long as the run
-        self._file.truncate(min(position, self._file.tell()))
-        self._file.seek(0, 2)
         self._writer = None
-        if tensorboard:
-            self._writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=step + 1 if step else None)
+        try:
+            self._file = open(self._path, "ab")  # noqa: SIM115 - open as long as the run
+            self._file.truncate(min(position, self._file.tell()))
+            self._file.seek(0, 2)
+            if tensorboard:
+                purge_step = step + 1 if step else None
+                self._writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=purge_step)
+        except OSError as error:
+            raise LogError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def position(self) -> int:
         """Length of ``log.jsonl`` in bytes, with all lines on their way to the disk."""

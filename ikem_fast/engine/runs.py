@@ -188,14 +188,17 @@ def _run(
 
     with _locked(out):
         checkpoint = None if restart else _checkpoint_to_continue(out, kind, config, data, extra)
-        if checkpoint is None:
-            _clear(out)
-        for leftover in (out / checkpoints.FOLDER).glob(".*.tmp"):
-            leftover.unlink()  # of a checkpoint that a killed process did not finish writing
         header = f"Resolved configuration of: {kind} on {data['folder']}"
         if "teacher" in extra:
             header += f", taught by {extra['teacher']['run']}"
-        save_config(config, out / CONFIG_NAME, header)
+        try:
+            if checkpoint is None:
+                _clear(out)
+            for leftover in (out / checkpoints.FOLDER).glob(".*.tmp"):
+                leftover.unlink()  # of a checkpoint that a killed process did not finish writing
+            save_config(config, out / CONFIG_NAME, header)
+        except OSError as error:
+            raise RunError(f"run folder {out} cannot be written: {error.strerror or error}") from error
         if progress:
             _announce(out, kind, config, method, train_set, checkpoint)
         train(
