@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # Before anything imports matplotlib: tests run without a display.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -35,3 +36,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def outside_the_source_tree(tmp_path_factory):
+    """Leave the source tree, where `python -m ikem_fast...` in a subprocess would find the unbuilt package first."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("working_folder"))
+    yield
+    os.chdir(before)
