@@ -12,6 +12,7 @@ import torch
 import ikem_fast
 from ikem_fast import layouts
 from ikem_fast.data import ClipSet
+from ikem_fast.engine import Config, load_config
 from ikem_fast.methods import IKEM
 
 
@@ -58,3 +59,12 @@ def small_ikem(layout: str = "nw-ucla", **arguments) -> IKEM:
     torch.manual_seed(3)
     sizes = {"hidden_channels": 2, "feature_size": 8, "embedding_size": 4, "queue_size": 16, "dropout": 0.2}
     return IKEM(layout, **{**sizes, **arguments})
+
+
+def small_config(*overrides: str) -> Config:
+    """A configuration of two steps in each training."""
+    sizes = ["model.hidden_channels=2", "model.feature_size=8", "model.embedding_size=4", "model.queue_size=16"]
+    steps = ["pretrain.epochs=2", "pretrain.cross_epoch=2", "pretrain.milestones=[]", "pretrain.batch_size=8"]
+    distill = ["distill.epochs=2", "distill.milestones=[]", "distill.batch_size=8"]
+    rest = ["logging.knn_every_epochs=1", "logging.log_every_steps=1", "logging.tensorboard=false", "device=cpu"]
+    return load_config("cpu-small", [*sizes, *steps, *distill, *rest, *overrides])

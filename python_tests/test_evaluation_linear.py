@@ -10,7 +10,8 @@ from evaluation_helpers import small_ikem, write_clip_set
 from ikem_fast.engine.config import LinearConfig
 from ikem_fast.engine.randomness import epoch_order
 from ikem_fast.evaluation import Features, build_classifier, linear, train_heads
-from ikem_fast.evaluation.linear import confusion_matrix, evaluate_linear, views_of
+from ikem_fast.evaluation.linear import confusion_matrix, evaluate_linear
+from ikem_fast.evaluation.views import views_of
 from ikem_fast.methods import RelationalDistillation
 from ikem_fast.quirks import Quirks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def add_demo_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("ikem_fast_demo"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of recordings, weights and orders (default: %(default)s)")
-    parser.add_argument("--keep", action="store_true", help="keep the raw recordings and the prepared clips")
+    parser.add_argument("--keep", action="store_true", help="keep the text recordings too")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the demo's preset")
     parser.set_defaults(run_command=demo_command)
@@ -176,7 +176,7 @@ def _subjects(
     import torch
 
     from ikem_fast import methods
-    from ikem_fast.evaluation.linear import views_of
+    from ikem_fast.evaluation.views import views_of
 
     if not isinstance(method, methods.RelationalDistillation):
         parts = fresh_parts = {"pretrained": None}
@@ -278,6 +278,22 @@ def knn_table(results: Mapping[str, list[KnnRow]]) -> Table:
     ks = list(next(iter(results.values()))[0].accuracy)
     rows = [(name, row.name, *(row.accuracy[k] for k in ks)) for name, rows in results.items() for row in rows]
     return Table(("encoders", "view", *(f"k={k} %" for k in ks)), tuple(rows), "nearest neighbours, top-1")
+
+
+def accuracy_table(linear: Iterable[Mapping[str, Any]], knn: Iterable[Mapping[str, Any]]) -> Table:
+    """Linear and kNN accuracy side by side, from the "encoders" entries of both evaluations' JSON."""
+    from ikem_fast.evaluation.tables import Table
+
+    neighbours = {(entry["encoders"], row["name"]): row["accuracy"] for entry in knn for row in entry["rows"]}
+    ks = list(next(iter(neighbours.values()))) if neighbours else []
+    rows = []
+    for entry in linear:
+        for row in entry["rows"]:
+            accuracy = neighbours.get((entry["encoders"], row["name"]), {})
+            cells = (row["top1"], row["top5"], row["best_top1"], row["best_epoch"], *(accuracy.get(k) for k in ks))
+            rows.append((entry["encoders"], row["name"].replace("_", " "), *cells))
+    columns = ("encoders", "view", "linear top-1 %", "top-5 %", "best epoch on test %", "at epoch")
+    return Table((*columns, *(f"kNN k={k} %" for k in ks)), tuple(rows))
 
 
 def read_evaluation(run_folder: str | Path, kind: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ikem_fast.evaluation.features import Features
+from ikem_fast.evaluation.views import views_of
 
 # Similarities that are held at one time, in numbers: 64 MiB of float32 whatever the size of the two sets.
 _SIMILARITIES_AT_ONCE = 2**24
@@ -17,10 +18,10 @@ _SIMILARITIES_AT_ONCE = 2**24
 
 @dataclass(frozen=True)
 class KnnRow:
-    """Accuracy of one modality, or of all together.
+    """Accuracy of one view: a modality, or several whose normalised features are put side by side.
 
     Attributes:
-        name: a modality, or "all" for the concatenation of the normalised features.
+        name: the modality, "joint+motion+bone", or "all".
         accuracy: top-1 accuracy in [0, 1] for each number of neighbours.
     """
 
@@ -100,16 +101,15 @@ def fused_features(features: Tensor) -> Tensor:
 
 
 def evaluate_knn(train: Features, test: Features, *, ks: Sequence[int] = (1, 5)) -> list[KnnRow]:
-    """Accuracy of every modality and, with more than one, of all together ("all").
+    """Accuracy of every view: each modality, joint with motion and bone where there are more, and "all" together.
 
     Numbers of neighbours above the number of train clips are left out, unless none would remain.
     """
     usable = [k for k in ks if k <= len(train.labels)] or [1]
-    pairs = [(name, train.features[row], test.features[row]) for row, name in enumerate(train.names)]
-    if len(pairs) > 1:
-        pairs.append(("all", fused_features(train.features), fused_features(test.features)))
     rows = []
-    for name, train_features, test_features in pairs:
+    for name, members in views_of(train.names).items():
+        chosen = [train.names.index(member) for member in members]
+        train_features, test_features = fused_features(train.features[chosen]), fused_features(test.features[chosen])
         predictions = knn_predict(train_features, train.labels, test_features, ks=usable)
         accuracy = {k: (predictions[k] == test.labels).double().mean().item() for k in usable}
         rows.append(KnnRow(name=name, accuracy=accuracy))

@@ -20,12 +20,12 @@ from ikem_fast.engine.config import LinearConfig
 from ikem_fast.engine.randomness import epoch_order, generator
 from ikem_fast.evaluation.features import Features, extract
 from ikem_fast.evaluation.linear_classifier import LinearClassifier
+from ikem_fast.evaluation.views import views_of
 from ikem_fast.methods import IKEM, RelationalDistillation
 
 if TYPE_CHECKING:
     from ikem_fast.data import ClipSet
 
-_THREE_STREAMS = ("joint", "motion", "bone")
 _INITIAL_DEVIATION = 0.02
 _HEADS = 2  # keeps the heads' random numbers apart from a run's orders and augmentations of the same seed
 
@@ -80,16 +80,6 @@ class LinearEvaluation:
     epochs: int
     best_epoch_on_test: bool
     history: dict[str, list[float]] = field(repr=False)
-
-
-def views_of(modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The views that are evaluated: each modality; joint, motion and bone where there are more; all of them."""
-    views = {name: (name,) for name in modalities}
-    if len(modalities) > len(_THREE_STREAMS) and set(_THREE_STREAMS) <= set(modalities):
-        views["+".join(_THREE_STREAMS)] = _THREE_STREAMS
-    if len(modalities) > 1:
-        views["all"] = tuple(modalities)
-    return views
 
 
 class _HeadStack(nn.Module):
