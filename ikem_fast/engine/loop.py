@@ -287,19 +287,21 @@ def train(
                 if stop.signal_number is None and state.step_in_epoch == steps_per_epoch:
                     if stage != stage_of(kind, section, state.epoch + 1) or state.epoch == section.epochs:
                         write_losses()  # the next line has other losses, or there is none
-                    due = logging.knn_every_epochs and state.epoch % logging.knn_every_epochs == 0
-                    if due and test_set is not None:
+                    every = logging.knn_every_epochs
+                    owed = test_set is not None and every > 0 and state.epoch % every == 0
+                    if owed:
                         before = time.perf_counter()
                         accuracy = stop.unless_stopped(knn_accuracy)
-                        clock += time.perf_counter() - before
-                        if accuracy is not None:
+                        clock += time.perf_counter() - before  # no training time either
+                        owed = accuracy is None
+                        if not owed:
                             log.write({"kind": "knn", "epoch": state.epoch, "step": state.step, "accuracy": accuracy})
-                    if stop.signal_number is None:
+                    if not owed:
                         finished = state.epoch
                         state.epoch, state.step_in_epoch = finished + 1, 0
-                        keep = logging.keep_every_epochs and finished % logging.keep_every_epochs == 0
+                        keep = logging.keep_every_epochs > 0 and finished % logging.keep_every_epochs == 0
                         if keep or finished % logging.save_every_epochs == 0 or finished == section.epochs:
-                            write_checkpoint(bool(keep))
+                            write_checkpoint(keep)
                 if stop.signal_number is not None:
                     raise TrainingInterrupted(stop.signal_number, write_checkpoint())
             if saved_at != (state.epoch, state.step_in_epoch):
