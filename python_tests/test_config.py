@@ -70,7 +70,7 @@ def test_fidelity_decides_quirks_that_are_null():
     [
         ("pretrain", "batch_size=32", "pretrain.batch_size", 32),
         ("distill", "batch_size=32", "distill.batch_size", 32),
-        ("linear", "epochs=90", "linear.epochs", 90),
+        ("linear", "batch_size=90", "linear.batch_size", 90),
         ("distill", "temperature=0.1", "distill.temperature", 0.1),
         ("pretrain", "temperature=0.1", "model.temperature", 0.1),
         ("pretrain", "queue_size=4096", "model.queue_size", 4096),
@@ -218,3 +218,25 @@ def test_device_is_checked():
     for text, message in (("gpu", "device must be"), ("meta", "device must be"), ("cuda:99", "CUDA device")):
         with pytest.raises(ConfigError, match=message):
             configuration.resolve_device(load_config(None, [f"device={text}"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["epochs=6"], (6, 4, [5])),
+        (["epochs=2"], (2, 2, [])),
+        (["epochs=1"], (1, None, [])),
+        (["epochs=600"], (600, 301, [500])),
+        (["epochs=6", "milestones=[2, 4]"], (6, 4, [2, 4])),
+        (["epochs=6", "cross_epoch=null"], (6, None, [5])),
+    ],
+)
+def test_another_number_of_epochs_keeps_the_schedules_proportions(overrides, expected):
+    section = load_config("ntu60-xsub", overrides, "pretrain").pretrain
+    assert (section.epochs, section.cross_epoch, section.milestones) == expected
+
+
+def test_a_file_says_its_whole_schedule(tmp_path):
+    (tmp_path / "short.yaml").write_text("base: ntu60-xsub\npretrain:\n  epochs: 100\n", encoding="utf-8")
+    with pytest.raises(configuration.ConfigError, match=r"pretrain\.milestones must be increasing epochs below"):
+        load_config(tmp_path / "short.yaml")

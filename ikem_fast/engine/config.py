@@ -31,6 +31,7 @@ from ikem_fast.quirks import Quirks
 _PRESET_FOLDER = Path(__file__).parent.parent / "presets"
 DEFAULT_PRESET = "ntu60-xsub"
 COMMANDS = ("pretrain", "distill", "linear", "knn")
+_SCHEDULED_SECTIONS = ("pretrain", "distill", "linear")
 
 
 class ConfigError(ValueError):
@@ -91,6 +92,7 @@ class PretrainConfig:
     gamma: float = 0.1  # by this factor
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
+    max_gradient_norm: float | None = None  # longer gradients are shortened to it; null = never, as published
 
 
 @dataclass
@@ -104,6 +106,7 @@ class DistillConfig:
     gamma: float = 0.1
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
+    max_gradient_norm: float | None = None
     student_modalities: list[str] = field(default_factory=lambda: ["joint", "motion", "bone"])
     queue_size: int | None = None  # null = as long as the teacher's
     temperature: float = 0.07
@@ -210,6 +213,9 @@ def load_config(
     Raises:
         ConfigError: an unknown key (naming the nearest right one), a value of the wrong type or out of range, an
             unknown preset, or a file that is not YAML.
+
+    An override of a section's ``epochs`` moves its ``milestones`` and ``cross_epoch`` in proportion, unless they are
+    overridden too: ``epochs=6`` is the whole recipe in short.
     """
     if command is not None and command not in COMMANDS:
         raise ConfigError(f"command must be one of {', '.join(COMMANDS)}, got {command!r}")
@@ -219,12 +225,32 @@ def load_config(
     for origin, layer in layers:
         for key, value in _flatten(layer, origin):
             _assign(tree, key, value, origin)
+    planned = {section: OmegaConf.select(tree, f"{section}.epochs") for section in _SCHEDULED_SECTIONS}
+    overridden = set()
     for text in overrides:
         key, value = _parse_override(text, command)
         _assign(tree, key, value, f"override {text!r}")
+        overridden.add(key)
     config = _to_config(tree)
+    for section, epochs in planned.items():
+        if f"{section}.epochs" in overridden:
+            _scale_schedule(getattr(config, section), section, epochs, overridden)
     validate(config)
     return config
+
+
+def _scale_schedule(section: Any, name: str, planned_epochs: int, overridden: set[str]) -> None:
+    """Moves the turning points of a schedule of ``planned_epochs`` to the section's own number of epochs."""
+    epochs = section.epochs
+    if epochs < 1 or epochs == planned_epochs:
+        return  # an impossible number is named when the whole is checked
+    if f"{name}.milestones" not in overridden:
+        moved = {round(milestone * epochs / planned_epochs) for milestone in section.milestones}
+        section.milestones = sorted(milestone for milestone in moved if 1 <= milestone < epochs)
+    if name == "pretrain" and f"{name}.cross_epoch" not in overridden and (section.cross_epoch or 1) > 1:
+        # Both stages have at least an epoch, if there are two.
+        stage_1 = max(1, round((section.cross_epoch - 1) * epochs / planned_epochs))
+        section.cross_epoch = stage_1 + 1 if stage_1 < epochs else None
 
 
 def _read_with_bases(source: str | Path) -> list[tuple[str, Mapping[str, Any]]]:
@@ -441,6 +467,8 @@ def validate(config: Config) -> None:
         in_range(f"{name}.gamma", section.gamma, 0, open_low=True)
         in_range(f"{name}.sgd_momentum", section.sgd_momentum, 0, 1)
         in_range(f"{name}.weight_decay", section.weight_decay, 0)
+        if getattr(section, "max_gradient_norm", None) is not None:
+            in_range(f"{name}.max_gradient_norm", section.max_gradient_norm, 0, open_low=True)
         epochs = section.milestones
         need(
             f"{name}.milestones",

@@ -115,8 +115,9 @@ def train(
         last_step = min(last_step, config.max_steps)
 
     method.to(device).train()
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(
-        [parameter for parameter in method.parameters() if parameter.requires_grad],
+        trained,
         lr=section.learning_rate,
         momentum=section.sgd_momentum,
         weight_decay=section.weight_decay,
@@ -271,6 +272,8 @@ def train(
                     losses = method.training_losses(*views, batch.num_frames, stage=stage)
                     optimizer.zero_grad(set_to_none=True)
                     sum(losses.values()).backward()
+                    if section.max_gradient_norm is not None:
+                        torch.nn.utils.clip_grad_norm_(trained, section.max_gradient_norm)
                     optimizer.step()
 
                     state.step += 1
