@@ -77,9 +77,7 @@ def extract(
     with torch.no_grad(), evaluation_mode(method):
         for start in range(0, len(clip_set), batch_size):
             stop = min(start + batch_size, len(clip_set))
-            batch = clip_set.batch(
-                range(start, stop), device=device, file_frame_count=method.quirks.file_frame_count
-            )
+            batch = clip_set.batch(range(start, stop), device=device, file_frame_count=method.quirks.file_frame_count)
             features = method.features(batch.clips, batch.num_frames, **arguments)
             if rows is None:
                 rows = torch.empty(features.shape[0], len(clip_set), features.shape[2])

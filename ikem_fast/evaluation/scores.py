@@ -58,9 +58,7 @@ def load_scores(path: str | Path) -> Scores:
     return Scores(sample_names=tuple(names.tolist()), labels=labels, logits=arrays)
 
 
-def fuse_scores(
-    parts: Sequence[tuple[Scores, str]], weights: Sequence[float] | None = None
-) -> tuple[Scores, float]:
+def fuse_scores(parts: Sequence[tuple[Scores, str]], weights: Sequence[float] | None = None) -> tuple[Scores, float]:
     """The weighted sum of logits of several runs or views, clip by clip by their names.
 
     Args:

@@ -109,12 +109,19 @@ def _accuracy_section(linear: dict[str, Any], knn: dict[str, Any], chance: float
     groups = {name: {row["name"]: row["top1"] for row in entry["rows"]} for name, entry in linear.items()}
     bars = page.picture(figures.draw(figures.accuracy_bars(groups, chance)), "linear accuracy of every view")
     reported = next(iter(linear.values()))["reported"]
+    notes = (
+        f"Linear classifiers on frozen features; reported is the {reported}. The best epoch as judged on the test set "
+        "is no result and only shown beside it. “all” is the mean over all modalities that the encoders have. The "
+        "dotted line is always guessing the commonest action."
+    )
+    if any(name.startswith("untrained") for name in linear):
+        notes += (
+            " Untrained encoders have no batch statistics yet, so their features are tiny, and a linear classifier "
+            "learns little from them at the published rate; nearest neighbours do not depend on the features' size."
+        )
     return page.section(
         "Accuracy",
-        page.paragraph(
-            f"Linear classifiers on frozen features; reported is the {reported}. The best epoch as judged on the test "
-            "set is no result and only shown beside it. The dotted line is always guessing the commonest action."
-        ),
+        page.paragraph(notes),
         bars,
         page.table(accuracy_table(linear.values(), knn.values())),
     )

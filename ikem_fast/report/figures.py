@@ -103,8 +103,13 @@ def loss_curves(losses: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
             modality = name.split("/", 1)[-1]
             colour = colour_of(modality, position)
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.8)
-            axes.plot(steps, _smooth(values, 2 * (len(values) // 50) + 1), color=colour, linewidth=1.6,
-                      label=modality.replace("_", " "))
+            axes.plot(
+                steps,
+                _smooth(values, 2 * (len(values) // 50) + 1),
+                color=colour,
+                linewidth=1.6,
+                label=modality.replace("_", " "),
+            )
         axes.set_title(titles.get(kind, kind), fontsize=9.5, color=INK, loc="left")
         axes.set_xlabel("step", fontsize=8.5, color=INK)
         axes.legend(fontsize=7, frameon=False, labelcolor=INK)
@@ -117,23 +122,39 @@ def accuracy_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], chance:
     axes = figure.subplots()
     _plain(axes)
     for position, (name, (epochs, values)) in enumerate(curves.items()):
-        axes.plot(epochs, 100 * np.asarray(values, dtype=float), color=colour_of(name, position), linewidth=1.8,
-                  marker="o", markersize=3.5, label=name.replace("_", " "))
+        axes.plot(
+            epochs,
+            100 * np.asarray(values, dtype=float),
+            color=colour_of(name, position),
+            linewidth=1.8,
+            marker="o",
+            markersize=3.5,
+            label=name.replace("_", " "),
+        )
     if chance is not None:
         axes.axhline(100 * chance, color=FAINT, linestyle="--", linewidth=1)
-        axes.annotate("chance", (1, 100 * chance), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                      fontsize=7.5, color=FAINT)
+        axes.annotate(
+            "chance",
+            (1, 100 * chance),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=7.5,
+            color=FAINT,
+        )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch", fontsize=8.5, color=INK)
     axes.set_ylabel("kNN accuracy (%)", fontsize=8.5, color=INK)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7.5, frameon=False,
-                  labelcolor=INK)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7.5, frameon=False, labelcolor=INK
+    )
     return figure
 
 
 def accuracy_bars(groups: Mapping[str, Mapping[str, float]], chance: float | None = None) -> Figure:
     """Bars of accuracy per view, one colour per encoder: encoder to (view to accuracy in [0, 1])."""
-    views = list(dict.fromkeys(view for rows in groups.values() for view in rows))
+    views = dict.fromkeys(view for rows in groups.values() for view in rows)
+    views = sorted(views, key=lambda view: (view == "all", "+" in view))
     colours = ("#0072b2", "#e69f00", "#b8c1cc", "#8a94a0")
     figure = Figure(figsize=(max(6.0, 1.25 * len(views)), 3.2), layout="constrained")
     axes = figure.subplots()
@@ -154,8 +175,14 @@ def accuracy_bars(groups: Mapping[str, Mapping[str, float]], chance: float | Non
     axes.set_xticks(range(len(views)), labels, fontsize=8, color=INK)
     axes.set_ylim(0, 105)
     axes.set_ylabel("linear accuracy (%)", fontsize=8.5, color=INK)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(groups), fontsize=8,
-                  frameon=False, labelcolor=INK)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside upper left",
+        ncols=len(groups),
+        fontsize=8,
+        frameon=False,
+        labelcolor=INK,
+    )
     return figure
 
 
@@ -183,8 +210,15 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
         axes.spines[side_name].set_visible(False)
     if size <= 30:
         for row, column in zip(*np.nonzero(share >= 0.01), strict=True):
-            axes.text(column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", fontsize=7,
-                      color="white" if share[row, column] > 0.45 else INK)
+            axes.text(
+                column,
+                row,
+                f"{100 * share[row, column]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if share[row, column] > 0.45 else INK,
+            )
     axes.set_xlabel("predicted", fontsize=9, color=INK)
     axes.set_ylabel("true", fontsize=9, color=INK)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02)
@@ -252,14 +286,16 @@ def modality_picture(modalities: np.ndarray, names: Sequence[str], layout: Layou
             if row == len(names) - 1:
                 axes.set_xlabel(f"frame {frame}", fontsize=8.5, color=FAINT)
             if column == 0:
-                axes.set_ylabel(name.replace("_", " "), fontsize=11, color=colour_of(name), fontweight="bold",
-                                labelpad=5)
+                axes.set_ylabel(
+                    name.replace("_", " "), fontsize=11, color=colour_of(name), fontweight="bold", labelpad=5
+                )
             for person in range(joints.shape[1]):
                 points = flat[frame, person]
                 segments = np.stack([points[parents], points[children]], axis=1)
                 if name == "joint":
-                    axes.add_collection(LineCollection(segments, colors=MODALITY_COLOURS["joint"], linewidths=1.8,
-                                                       capstyle="round"))
+                    axes.add_collection(
+                        LineCollection(segments, colors=MODALITY_COLOURS["joint"], linewidths=1.8, capstyle="round")
+                    )
                     axes.scatter(*points.T, s=9, color="white", edgecolors=INK, linewidths=0.8, zorder=3)
                     continue
                 axes.add_collection(LineCollection(segments, colors="#cbd2d9", linewidths=1.6, capstyle="round"))
@@ -272,13 +308,33 @@ def modality_picture(modalities: np.ndarray, names: Sequence[str], layout: Layou
                     arrows = vectors[frame, person].copy()
                     arrows[layout.root] *= 0.22 * height / max(size[layout.root], 1e-12)
                 shown = size > 0.04 * typical
-                axes.quiver(*_project(starts, yaw, pitch)[shown].T, *_project(arrows, yaw, pitch)[shown].T,
-                            size[shown], cmap=_ARROWS, norm=norm, angles="xy", scale_units="xy", scale=1,
-                            units="height", width=0.016, headwidth=3.4, headlength=4, headaxislength=3.6, zorder=3,
-                            minlength=0.3)
+                axes.quiver(
+                    *_project(starts, yaw, pitch)[shown].T,
+                    *_project(arrows, yaw, pitch)[shown].T,
+                    size[shown],
+                    cmap=_ARROWS,
+                    norm=norm,
+                    angles="xy",
+                    scale_units="xy",
+                    scale=1,
+                    units="height",
+                    width=0.016,
+                    headwidth=3.4,
+                    headlength=4,
+                    headaxislength=3.6,
+                    zorder=3,
+                    minlength=0.3,
+                )
         axes = figure.add_subplot(grid[row, len(frames)])
-        image = axes.imshow(lengths[:, 0].T, aspect="auto", cmap=_MAGNITUDES, vmin=0, vmax=typical,
-                            interpolation="nearest", origin="lower")
+        image = axes.imshow(
+            lengths[:, 0].T,
+            aspect="auto",
+            cmap=_MAGNITUDES,
+            vmin=0,
+            vmax=typical,
+            interpolation="nearest",
+            origin="lower",
+        )
         step = max(1, round(layout.num_joints / 7))
         ticked = range(0, layout.num_joints, step)
         axes.set_yticks(ticked, [layout.joint_names[joint].replace("_", " ") for joint in ticked])

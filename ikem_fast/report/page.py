@@ -77,7 +77,7 @@ def table(value: Table) -> str:
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         return "".join(
-            f'<{tag}{" class=number" if right else ""}>{escape(text)}</{tag}>'
+            f"<{tag}{' class=number' if right else ''}>{escape(text)}</{tag}>"
             for text, right in zip(texts, numeric, strict=True)
         )
 
