@@ -9,7 +9,7 @@ from evaluation_helpers import small_ikem, write_clip_set
 
 from ikem_fast.engine.config import LinearConfig
 from ikem_fast.engine.randomness import epoch_order
-from ikem_fast.evaluation import Features, build_classifier, linear, train_heads
+from ikem_fast.evaluation import Features, build_classifier, extract, linear, train_heads
 from ikem_fast.evaluation.linear import confusion_matrix, evaluate_linear
 from ikem_fast.evaluation.views import views_of
 from ikem_fast.methods import RelationalDistillation
@@ -193,3 +193,24 @@ def test_early_fusion_student_has_no_classifier(clip_set):
     assert [row.name for row in result.rows] == ["early_fusion"]
     with pytest.raises(ValueError, match="early-fusion"):
         build_classifier(distillation, result, view="early_fusion")
+
+
+def test_rescaled_features_have_one_size_a_modality(clip_set, monkeypatch):
+    """The tiny features of an untrained module are scaled by the training clips alone, and then learned from."""
+    method, sets = small_ikem(modalities=("joint", "motion")), (clip_set.split("train"), clip_set.split("test"))
+    plain = [extract(method, clips) for clips in sets]
+    seen = []
+
+    def catch(train, test, *arguments, **options):
+        seen.extend([train, test])
+        return train_heads(train, test, *arguments, **options)
+
+    monkeypatch.setattr(linear, "train_heads", catch)
+    evaluate_linear(method, *sets, LinearConfig(epochs=2, milestones=[1]), rescale=True)
+    torch.testing.assert_close(seen[0].features.square().mean(dim=(1, 2)), torch.ones(2))
+    for before, after in zip(plain, seen, strict=True):
+        factors = after.features / before.features
+        assert (factors[before.features != 0].min() > 100).item()
+        for row in range(2):
+            used = factors[row][before.features[row] != 0]
+            torch.testing.assert_close(used, used[:1].expand_as(used))

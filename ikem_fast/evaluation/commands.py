@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ikem_fast.methods import IKEM, RelationalDistillation
 
 KINDS = ("linear", "knn")
+_UNTRAINED = "untrained"
 
 
 def add_evaluate_parser(subparsers: Any) -> None:
@@ -191,7 +192,7 @@ def _subjects(
             torch.manual_seed(seed)
             fresh = methods.from_config(method.config())
         for name, part in fresh_parts.items():
-            yield f"untrained {name}".strip() if part else "untrained", fresh, part
+            yield f"{_UNTRAINED} {name}".strip() if part else _UNTRAINED, fresh, part
 
 
 def _evaluate_linear(
@@ -207,7 +208,14 @@ def _evaluate_linear(
 
     results = {
         name: evaluate_linear(
-            module, *sets, settings.linear, part=part, seed=settings.seed, device=device, progress=progress
+            module,
+            *sets,
+            settings.linear,
+            part=part,
+            rescale=name.startswith(_UNTRAINED),
+            seed=settings.seed,
+            device=device,
+            progress=progress,
         )
         for name, module, part in subjects
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -266,6 +266,7 @@ def evaluate_linear(
     settings: LinearConfig | None = None,
     *,
     part: str | None = None,
+    rescale: bool = False,
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = False,
@@ -281,6 +282,9 @@ def evaluate_linear(
         test_set: clips they are judged on.
         settings: the recipe; None is the published one.
         part: of a distillation "student" (the default) or "teacher".
+        rescale: multiply each modality's features by the one number that makes their values 1 in root mean square
+            over the training clips. For untrained encoders, whose features are so small (1e-7) that heads of the
+            published learning rate would stay at chance whatever is in them.
         seed: decides the initial heads and the order of the clips.
         device: where encoders and heads run.
         progress: show a bar of epochs.
@@ -290,7 +294,11 @@ def evaluate_linear(
 
     def features() -> tuple[Features, Features]:
         batch_size = settings.feature_batch_size
-        return tuple(extract(method, clips, part=part, batch_size=batch_size, device=device) for clips in sets)
+        both = [extract(method, clips, part=part, batch_size=batch_size, device=device) for clips in sets]
+        if rescale:
+            size = both[0].features.double().square().mean(dim=(1, 2), keepdim=True).sqrt().clamp_min(1e-30)
+            both = [replace(part_of, features=(part_of.features / size).float()) for part_of in both]
+        return both[0], both[1]
 
     sets = (train_set, test_set)
     return train_heads(

@@ -116,8 +116,8 @@ def _accuracy_section(linear: dict[str, Any], knn: dict[str, Any], chance: float
     )
     if any(name.startswith("untrained") for name in linear):
         notes += (
-            " Untrained encoders have no batch statistics yet, so their features are tiny, and a linear classifier "
-            "learns little from them at the published rate; nearest neighbours do not depend on the features' size."
+            " Features of untrained encoders are tiny, since there are no batch statistics yet; for the linear "
+            "classifier they are multiplied by one number a modality, or it would learn nothing at the published rate."
         )
     return page.section(
         "Accuracy",
