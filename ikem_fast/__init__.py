@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
 
-from . import _extension as _extension
+
+def _installed_folder() -> str | None:
+    """Where the package is installed, if this is its source tree, which after ``pip install .`` is not built itself.
+
+    ``python -m ikem_fast.train`` in the source tree finds the tree first; the tree then steps aside.
+    """
+    here = Path(__file__).resolve().parent
+    if (here / "_build_info.json").is_file() or not (here.parent / "pyproject.toml").is_file():
+        return None
+    for entry in sys.path:
+        folder = Path(entry).resolve() / here.name
+        if folder != here and (folder / "_build_info.json").is_file():
+            return str(folder)
+    return None
+
+
+if (_folder := _installed_folder()) is not None:
+    __path__ = [_folder]
+
+from . import _extension as _extension  # noqa: E402 - from the folder chosen above
 
 __version__ = "0.1.0"
 

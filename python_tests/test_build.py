@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -313,3 +314,18 @@ def test_import_of_the_package_never_raises(tmp_path):
     )
     assert result.stdout.startswith("False\nikem_fast's compiled part cannot be loaded (")
     assert result.stderr == ""
+
+
+def test_the_source_tree_steps_aside_for_the_installed_package(tmp_path):
+    """``pip install . && python -m ikem_fast.train demo``: the working folder is the tree, which is not built."""
+    tree = tmp_path / "tree"
+    (tree / "ikem_fast").mkdir(parents=True)
+    shutil.copy(_extension.PACKAGE_FOLDER / "__init__.py", tree / "ikem_fast")
+    command = [sys.executable, "-c", "import ikem_fast; print(ikem_fast.__file__, ikem_fast._extension.PACKAGE_FOLDER)"]
+    installed = {**os.environ, "PYTHONPATH": str(_extension.PACKAGE_FOLDER.parent)}
+    (tree / "pyproject.toml").touch()
+    shown = subprocess.run(command, cwd=tree, env=installed, capture_output=True, text=True, check=True).stdout
+    assert shown.split() == [str(tree / "ikem_fast" / "__init__.py"), str(_extension.PACKAGE_FOLDER)]
+    # A folder that is built itself, and one that is no source tree, stay what they are.
+    (tree / "ikem_fast" / "_build_info.json").touch()
+    assert subprocess.run(command, cwd=tree, env=installed, capture_output=True).returncode != 0
