@@ -8,6 +8,7 @@ from pathlib import Path
 # Before anything imports matplotlib: tests run without a display.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import engine_helpers
 import pytest
 import torch
 
@@ -45,3 +46,18 @@ def outside_the_source_tree(tmp_path_factory):
     os.chdir(tmp_path_factory.mktemp("working_folder"))
     yield
     os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small trainings are faster on one thread, also beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A prepared folder of random clips."""
+    return engine_helpers.write_clips(tmp_path_factory.mktemp("data") / "clips")

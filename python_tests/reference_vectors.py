@@ -59,3 +59,29 @@ def reference_gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         for copied, parameter in zip(gradients.parameters(), module.parameters(), strict=True):
             copied.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     return to_reference(gradients)
+
+
+def release_optimizer(module: torch.nn.Module, arrays: dict[str, np.ndarray]) -> torch.optim.SGD:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(trained, lr=float(arrays["lr"]), momentum=0.9, weight_decay=1e-4)
+
+
+def assert_first_step_agrees(module: torch.nn.Module, arrays: dict[str, np.ndarray], *, num_gradients: int) -> None:
+    """Queues, pointers and gradients after the first backward pass."""
+    state = to_reference(module)
+    queues = {key.split("/")[1]: torch.tensor(a) for key, a in arrays.items() if key.startswith("queue_after_step0/")}
+    assert queues
+    for name, expected in queues.items():
+        torch.testing.assert_close(state[name], expected, rtol=1e-5, atol=1e-6)
+    gradients = {key.removeprefix("grad/"): a for key, a in arrays.items() if key.startswith("grad/")}
+    assert len(gradients) == num_gradients
+    assert_gradients_agree(reference_gradients(module), gradients, encoder_of=lambda name: name.split(".")[0])
+
+
+def assert_final_norms_agree(module: torch.nn.Module, arrays: dict[str, np.ndarray]) -> None:
+    """Norms of all tensors after the last step. Rounding has grown by then: the first steps' gradients are huge."""
+    final = to_reference(module)
+    norms = {key.removeprefix("final_norm/"): float(a) for key, a in arrays.items() if key.startswith("final_norm/")}
+    assert norms
+    for name, expected in norms.items():
+        assert abs(final[name].double().norm().item() - expected) <= 1e-2 * expected + 2e-5, name

@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from ikem_fast import MODALITIES, load_reference, methods
 from ikem_fast.quirks import Quirks
-from ikem_fast.reference import to_reference
 
 THREE = ("joint", "motion", "bone")
 
@@ -15,8 +14,7 @@ def test_three_steps_of_the_release():
     """Losses, gradients, queues and final norms of three SGD steps."""
     arrays = vectors.load("distill.npz")
     module = load_reference(vectors.checkpoint("distill_reference_checkpoint.pt"), dropout=0.0)
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=float(arrays["lr"]), momentum=0.9, weight_decay=1e-4)
+    optimizer = vectors.release_optimizer(module, arrays)
     views = [torch.tensor(arrays[name]) for name in ("im_q", "im_k", "num_frames")]
     for step in range(3):
         losses = module.training_losses(*views)
@@ -25,21 +23,9 @@ def test_three_steps_of_the_release():
         optimizer.zero_grad()
         sum(losses.values()).backward()
         if step == 0:
-            queues = to_reference(module)
-            for key, expected in arrays.items():
-                if key.startswith("queue_after_step0/"):
-                    torch.testing.assert_close(queues[key.split("/")[1]], torch.tensor(expected), rtol=1e-5, atol=1e-6)
-            gradients = {key.removeprefix("grad/"): a for key, a in arrays.items() if key.startswith("grad/")}
-            assert len(gradients) == 312
-            vectors.assert_gradients_agree(
-                vectors.reference_gradients(module), gradients, encoder_of=lambda name: name.split(".")[0]
-            )
+            vectors.assert_first_step_agrees(module, arrays, num_gradients=312)
         optimizer.step()
-    final = to_reference(module)
-    for key, expected in arrays.items():
-        if key.startswith("final_norm/"):
-            norm = final[key.removeprefix("final_norm/")].double().norm().item()
-            assert norm == pytest.approx(float(expected), rel=1e-3, abs=2e-5), key
+    vectors.assert_final_norms_agree(module, arrays)
 
 
 def test_the_teacher_is_that_of_pretraining_and_frozen():

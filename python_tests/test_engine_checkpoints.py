@@ -17,18 +17,7 @@ from ikem_fast.engine.checkpoints import CheckpointError
 from ikem_fast.engine.runs import fingerprint
 from ikem_fast.methods import IKEM, RelationalDistillation
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return write_clips(tmp_path_factory.mktemp("data") / "clips")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from engine_helpers import NUM_TRAIN, tiny_config, write_clips
+from engine_helpers import NUM_TRAIN, tiny_config
 
 from ikem_fast import engine
 from ikem_fast.data import ClipSet
@@ -19,18 +19,7 @@ from ikem_fast.methods import IKEM, RelationalDistillation
 
 STEPS_PER_EPOCH = NUM_TRAIN // 4
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return write_clips(tmp_path_factory.mktemp("data") / "clips")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from ikem_fast import MODALITIES, load_reference, methods, ops
 from ikem_fast.quirks import Quirks
-from ikem_fast.reference import to_reference
 
 
 def release_run(name):
@@ -14,11 +13,6 @@ def release_run(name):
     if name == "single":
         return arrays, vectors.state_dict(arrays)
     return arrays, vectors.checkpoint(f"{name}_reference_checkpoint.pt")
-
-
-def release_optimizer(module, arrays):
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(trained, lr=float(arrays["lr"]), momentum=0.9, weight_decay=1e-4)
 
 
 def release_losses(module, stage, losses):
@@ -32,7 +26,7 @@ def test_three_steps_of_the_release(stage):
     """Losses, gradients, queues and final norms of three SGD steps."""
     arrays, state = release_run(stage)
     module = load_reference(state, dropout=0.0)
-    optimizer = release_optimizer(module, arrays)
+    optimizer = vectors.release_optimizer(module, arrays)
     views = [torch.tensor(arrays[name]) for name in ("im_q", "im_k", "num_frames")]
     for step in range(3):
         losses = module.training_losses(*views, stage=stage)
@@ -46,21 +40,9 @@ def test_three_steps_of_the_release(stage):
         optimizer.zero_grad()
         sum(losses.values()).backward()
         if step == 0:
-            queues = to_reference(module)
-            for key, expected in arrays.items():
-                if key.startswith("queue_after_step0/"):
-                    torch.testing.assert_close(queues[key.split("/")[1]], torch.tensor(expected), rtol=1e-5, atol=1e-6)
-            gradients = {key.removeprefix("grad/"): a for key, a in arrays.items() if key.startswith("grad/")}
-            assert len(gradients) == (624 if stage == "single" else 648)
-            vectors.assert_gradients_agree(
-                vectors.reference_gradients(module), gradients, encoder_of=lambda name: name.split(".")[0]
-            )
+            vectors.assert_first_step_agrees(module, arrays, num_gradients=624 if stage == "single" else 648)
         optimizer.step()
-    final = to_reference(module)
-    for key, expected in arrays.items():
-        if key.startswith("final_norm/"):
-            norm = final[key.removeprefix("final_norm/")].double().norm().item()
-            assert norm == pytest.approx(float(expected), rel=1e-2, abs=2e-5), key
+    vectors.assert_final_norms_agree(module, arrays)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +112,11 @@ def test_quirk_7_where_the_keys_start(redraw):
 
 
 def test_quirk_9_which_graph():
-    one_hop, true = (small_trainers.ikem(quirks=Quirks(one_hop_graph=one_hop)).adjacency() for one_hop in (True, False))
-    assert not torch.equal(one_hop, true)
+    for one_hop, limit in ((True, 1), (False, None)):
+        module = small_trainers.ikem(quirks=Quirks(one_hop_graph=one_hop))
+        for encoders in (module.query_encoders, module.key_encoders):
+            assert torch.equal(encoders["bone"].adjacency, module.layout.adjacency(distance_limit=limit))
+    assert not torch.equal(module.layout.adjacency(1), module.layout.adjacency(None))
 
 
 def test_losses_of_stage_2_can_be_left_out():

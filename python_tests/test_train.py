@@ -11,25 +11,13 @@ import sys
 import time
 
 import pytest
-import torch
-from engine_helpers import TINY, write_clips
+from engine_helpers import TINY
 
 from ikem_fast import engine
 from ikem_fast.engine import checkpoints
 from ikem_fast.train import main
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return write_clips(tmp_path_factory.mktemp("data") / "clips")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

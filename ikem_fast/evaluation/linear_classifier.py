@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ikem_fast.layouts import Layout
 from ikem_fast.methods.common import THREE_MODALITIES, ModalityModule, check_sizes
 from ikem_fast.modalities import MODALITIES
-from ikem_fast.nn import STGCN
 from ikem_fast.quirks import Quirks
 
 _VIEWS = {"3views": THREE_MODALITIES}
@@ -45,19 +44,10 @@ class LinearClassifier(ModalityModule):
         super().__init__(layout, modalities, quirks)
         check_sizes(num_classes=num_classes)
         self.num_classes = num_classes
-        adjacency = self.adjacency()
-        self.encoders = nn.ModuleDict(
-            {
-                name: STGCN(
-                    adjacency,
-                    hidden_channels=hidden_channels,
-                    feature_size=feature_size,
-                    head_sizes=(num_classes,),
-                    dropout=dropout,
-                )
-                for name in self.modalities
-            }
-        )
+        self.hidden_channels = hidden_channels
+        self.feature_size = feature_size
+        self.dropout = dropout
+        self.encoders = nn.ModuleDict({name: self.encoder(num_classes) for name in self.modalities})
         self.eval()
 
     def forward(self, clips: Tensor, num_frames: Tensor, view: str | Iterable[str] = "all") -> Tensor:

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ikem_fast import layouts, ops
+from ikem_fast import ops
 from ikem_fast.layouts import Layout
 from ikem_fast.methods.common import (
     THREE_MODALITIES,
-    ModalityModule,
+    Trainer,
     check_modalities,
-    check_sizes,
-    config_arguments,
+    embed,
+    encode,
     leaves_chest_normal_out,
+    project,
     random_queue,
 )
 from ikem_fast.methods.ikem import IKEM
 from ikem_fast.modalities import MODALITIES
-from ikem_fast.nn import STGCN
 from ikem_fast.quirks import Quirks
 
 EARLY_FUSION = "early_fusion"
 
 
-class RelationalDistillation(ModalityModule):
+class RelationalDistillation(Trainer):
     """A frozen teacher with S modalities, and students that learn its neighbourhoods.
 
     Args:
@@ -48,8 +47,10 @@ class RelationalDistillation(ModalityModule):
     """
 
     method = "relational_distillation"
-    queue: Tensor
-    queue_pointer: Tensor
+    config_fields = (
+        *("modalities", "student_modalities", "hidden_channels", "feature_size", "embedding_size", "queue_size"),
+        *("temperature", "topk", "dropout"),
+    )
     teacher_queue: Tensor
     teacher_queue_pointer: Tensor
 
@@ -69,11 +70,6 @@ class RelationalDistillation(ModalityModule):
         quirks: Quirks = Quirks(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(layout, modalities, quirks)
-        check_sizes(embedding_size=embedding_size, queue_size=queue_size)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        if not 1 <= topk <= queue_size:
-            raise ValueError(f"topk must be in 1 ... queue_size = {queue_size}, got {topk}")
         self.student_modalities = check_modalities(student_modalities)
         self.hidden_channels = hidden_channels
         self.feature_size = feature_size
@@ -82,34 +78,20 @@ class RelationalDistillation(ModalityModule):
         self.temperature = temperature
         self.topk = topk
         self.dropout = dropout
-        adjacency = self.adjacency()
-
-        def encoder(in_channels: int, *head_sizes: int) -> STGCN:
-            return STGCN(
-                adjacency,
-                in_channels=in_channels,
-                hidden_channels=hidden_channels,
-                feature_size=feature_size,
-                head_sizes=head_sizes,
-                dropout=dropout,
-            )
-
+        size = len(self.modalities) * embedding_size
         self.teacher_encoders = nn.ModuleDict(
-            {name: encoder(3, feature_size, embedding_size) for name in self.modalities}
+            {name: self.encoder(feature_size, embedding_size) for name in self.modalities}
         )
         self.teacher_encoders.requires_grad_(False)
-        size = len(self.modalities) * embedding_size
         self.early_fusion = leaves_chest_normal_out(quirks, self.modalities) and leaves_chest_normal_out(
             quirks, self.student_modalities
         )
-        if self.early_fusion:
-            self.feature_names = (EARLY_FUSION,)
-            self.student_encoders = nn.ModuleDict({EARLY_FUSION: encoder(3 * len(THREE_MODALITIES), size, size)})
-        else:
-            self.feature_names = self.student_modalities
-            self.student_encoders = nn.ModuleDict({name: encoder(3, size, size) for name in self.student_modalities})
-        self.register_buffer("queue", random_queue(len(self.modalities), embedding_size, queue_size))
-        self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.int64))
+        self.feature_names = (EARLY_FUSION,) if self.early_fusion else self.student_modalities
+        in_channels = 3 * len(THREE_MODALITIES) if self.early_fusion else 3
+        self.student_encoders = nn.ModuleDict(
+            {name: self.encoder(size, size, in_channels=in_channels) for name in self.feature_names}
+        )
+        self.make_queues()
         self.register_buffer("teacher_queue", random_queue(size, queue_size))
         self.register_buffer("teacher_queue_pointer", torch.zeros(1, dtype=torch.int64))
         self.train()
@@ -172,7 +154,7 @@ class RelationalDistillation(ModalityModule):
             encoders, views = self.student_encoders, torch.cat(list(modalities), dim=1).unsqueeze(0)
         else:
             encoders, views = self.student_encoders, self.derive(clips, num_frames, self.student_modalities)
-        return torch.stack([encoder.features(x) for encoder, x in zip(encoders.values(), views, strict=True)])
+        return encode(encoders, views)
 
     def training_losses(
         self, view_q: Tensor, view_k: Tensor, num_frames: Tensor, stage: str | None = None
@@ -192,9 +174,7 @@ class RelationalDistillation(ModalityModule):
         """
         teacher = self._teacher_embeddings(view_q, num_frames)
         features = self.features(view_k, num_frames)
-        encoders = self.student_encoders.values()
-        student = torch.stack([encoder.head(f) for encoder, f in zip(encoders, features, strict=True)])
-        student = functional.normalize(student, dim=2)
+        student = project([encoder.head for encoder in self.student_encoders.values()], features)
         # Backward reads the teacher's queue as it was, while the new embeddings already take their places.
         losses = ops.relational_distillation_loss(
             student, teacher, self._queues(), self.teacher_queue.clone(), self.temperature, self.topk
@@ -206,9 +186,7 @@ class RelationalDistillation(ModalityModule):
 
     @torch.no_grad()
     def _teacher_embeddings(self, view: Tensor, num_frames: Tensor) -> Tensor:
-        views = self.derive(view, num_frames)
-        embeddings = [encoder(x) for encoder, x in zip(self.teacher_encoders.values(), views, strict=True)]
-        return functional.normalize(torch.stack(embeddings), dim=2)
+        return embed(self.teacher_encoders, self.derive(view, num_frames))
 
     def _queues(self) -> Tensor:
         """The queues that the teacher's embeddings are compared with (quirk Q2 swaps one)."""
@@ -219,27 +197,3 @@ class RelationalDistillation(ModalityModule):
         queues = self.queue.clone()
         queues[names.index("angular_velocity")] = self.queue[names.index("bone")]
         return queues
-
-    def config(self) -> dict[str, Any]:
-        """Everything but the weights, as plain values; ``from_config`` builds the same module again."""
-        return {
-            "method": self.method,
-            "layout": self.layout.to_dict(),
-            "modalities": list(self.modalities),
-            "student_modalities": list(self.student_modalities),
-            "hidden_channels": self.hidden_channels,
-            "feature_size": self.feature_size,
-            "embedding_size": self.embedding_size,
-            "queue_size": self.queue_size,
-            "temperature": self.temperature,
-            "topk": self.topk,
-            "dropout": self.dropout,
-            "quirks": self.quirks.to_dict(),
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> RelationalDistillation:
-        """A freshly initialised module of the sizes in ``config`` (see ``config()``)."""
-        arguments = config_arguments(config, cls.method)
-        arguments["layout"] = layouts.from_dict(config["layout"])
-        return cls(**arguments)

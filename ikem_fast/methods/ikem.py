@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ikem_fast import layouts, ops
+from ikem_fast import ops
 from ikem_fast.layouts import Layout
-from ikem_fast.methods.common import ModalityModule, check_sizes, config_arguments, random_queue
+from ikem_fast.methods.common import Trainer, embed, encode, project
 from ikem_fast.modalities import MODALITIES
-from ikem_fast.nn import STGCN, initialize_weights
+from ikem_fast.nn import initialize_weights
 from ikem_fast.quirks import Quirks
 
 STAGES = ("single", "cross")
@@ -22,7 +20,7 @@ STAGES = ("single", "cross")
 _MOVING_IN_CROSS_STAGE = ("motion", "acceleration", "angular_velocity")
 
 
-class IKEM(ModalityModule):
+class IKEM(Trainer):
     """One query encoder, key encoder and queue per modality.
 
     Args:
@@ -44,8 +42,10 @@ class IKEM(ModalityModule):
     """
 
     method = "ikem"
-    queue: Tensor
-    queue_pointer: Tensor
+    config_fields = (
+        *("modalities", "hidden_channels", "feature_size", "embedding_size", "queue_size", "temperature", "momentum"),
+        *("topk", "dropout", "context", "exchange"),
+    )
 
     def __init__(
         self,
@@ -65,13 +65,8 @@ class IKEM(ModalityModule):
         quirks: Quirks = Quirks(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(layout, modalities, quirks)
-        check_sizes(embedding_size=embedding_size, queue_size=queue_size)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
-        if not 1 <= topk <= queue_size:
-            raise ValueError(f"topk must be in 1 ... queue_size = {queue_size}, got {topk}")
         if not (context or exchange):
             raise ValueError("context and exchange must not both be off: stage 2 would have no loss")
         self.hidden_channels = hidden_channels
@@ -84,18 +79,8 @@ class IKEM(ModalityModule):
         self.dropout = dropout
         self.context = context
         self.exchange = exchange
-        adjacency = self.adjacency()
         self.query_encoders = nn.ModuleDict(
-            {
-                name: STGCN(
-                    adjacency,
-                    hidden_channels=hidden_channels,
-                    feature_size=feature_size,
-                    head_sizes=(feature_size, embedding_size),
-                    dropout=dropout,
-                )
-                for name in self.modalities
-            }
+            {name: self.encoder(feature_size, embedding_size) for name in self.modalities}
         )
         self.key_encoders = copy.deepcopy(self.query_encoders)
         if quirks.redraw_key_weights:
@@ -109,8 +94,7 @@ class IKEM(ModalityModule):
                     nn.Linear(feature_size, exchange_size), nn.ReLU(), nn.Linear(exchange_size, exchange_size)
                 )
             initialize_weights(self.exchange_heads)
-        self.register_buffer("queue", random_queue(len(self.modalities), embedding_size, queue_size))
-        self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.int64))
+        self.make_queues()
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -124,10 +108,7 @@ class IKEM(ModalityModule):
             clips: (N, 3, T, V, M).
             num_frames: (N,) frames of each recording.
         """
-        views = self.derive(clips, num_frames)
-        return torch.stack(
-            [encoder.features(x) for encoder, x in zip(self.query_encoders.values(), views, strict=True)]
-        )
+        return encode(self.query_encoders, self.derive(clips, num_frames))
 
     def training_losses(
         self, view_q: Tensor, view_k: Tensor, num_frames: Tensor, stage: str = "single"
@@ -154,8 +135,7 @@ class IKEM(ModalityModule):
             raise ValueError("stage 'cross' needs at least 2 modalities, got 1: turn the context loss off")
         self._move_key_encoders(stage)
         features = self.features(view_q, num_frames)
-        q = torch.stack([encoder.head(f) for encoder, f in zip(self.query_encoders.values(), features, strict=True)])
-        q = functional.normalize(q, dim=2)
+        q = project([encoder.head for encoder in self.query_encoders.values()], features)
         k = self._keys(view_k, num_frames)
         # Backward reads the queue as it was, while the new keys already take their places.
         queue = self.queue.clone()
@@ -166,9 +146,7 @@ class IKEM(ModalityModule):
             if self.context:
                 losses.update(self._named("context", ops.context_loss(q, k, queue, self.temperature, self.topk)))
             if self.exchange:
-                heads = self.exchange_heads.values()
-                e = torch.stack([head(f) for head, f in zip(heads, features, strict=True)])
-                e = functional.normalize(e, dim=2)
+                e = project(self.exchange_heads.values(), features)
                 losses.update(self._named("exchange", ops.exchange_loss(e, k, queue, self.temperature)))
         ops.enqueue_(self.queue, k, self.queue_pointer)
         return losses
@@ -178,9 +156,7 @@ class IKEM(ModalityModule):
 
     @torch.no_grad()
     def _keys(self, view_k: Tensor, num_frames: Tensor) -> Tensor:
-        views = self.derive(view_k, num_frames)
-        keys = torch.stack([encoder(x) for encoder, x in zip(self.key_encoders.values(), views, strict=True)])
-        return functional.normalize(keys, dim=2)
+        return embed(self.key_encoders, self.derive(view_k, num_frames))
 
     def _move_key_encoders(self, stage: str) -> None:
         moving = self.modalities
@@ -189,29 +165,3 @@ class IKEM(ModalityModule):
         keys = [p for name in moving for p in self.key_encoders[name].parameters()]
         queries = [p for name in moving for p in self.query_encoders[name].parameters()]
         ops.momentum_update_(keys, queries, self.momentum)
-
-    def config(self) -> dict[str, Any]:
-        """Everything but the weights, as plain values; ``from_config`` builds the same module again."""
-        return {
-            "method": self.method,
-            "layout": self.layout.to_dict(),
-            "modalities": list(self.modalities),
-            "hidden_channels": self.hidden_channels,
-            "feature_size": self.feature_size,
-            "embedding_size": self.embedding_size,
-            "queue_size": self.queue_size,
-            "temperature": self.temperature,
-            "momentum": self.momentum,
-            "topk": self.topk,
-            "dropout": self.dropout,
-            "context": self.context,
-            "exchange": self.exchange,
-            "quirks": self.quirks.to_dict(),
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> IKEM:
-        """A freshly initialised module of the sizes in ``config`` (see ``config()``)."""
-        arguments = config_arguments(config, cls.method)
-        arguments["layout"] = layouts.from_dict(config["layout"])
-        return cls(**arguments)
