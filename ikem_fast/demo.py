@@ -13,7 +13,7 @@ import numpy as np
 
 from ikem_fast import engine
 from ikem_fast.data import synthetic
-from ikem_fast.data.pipeline import Summary, prepare_with_reader
+from ikem_fast.data.pipeline import Summary, prepare
 from ikem_fast.data.readers import Reader
 from ikem_fast.data.readers.synthetic import make_reader
 from ikem_fast.evaluation.commands import accuracy_table, evaluate_run, read_evaluation
@@ -116,7 +116,7 @@ def _prepare(raw: Path, clips: Path, num_subjects: int, num_repetitions: int, se
         seed=seed,
         progress=progress,
     )
-    return prepare_with_reader(_one_person_reader(), raw, clips, num_frames=NUM_FRAMES, progress=progress)
+    return prepare(_one_person_reader(), raw, clips, num_frames=NUM_FRAMES, progress=progress)
 
 
 def _one_person_reader() -> Reader:

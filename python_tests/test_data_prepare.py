@@ -296,7 +296,7 @@ def read(path, layout):
     if count > limit:
         os.kill(os.getpid(), signal.SIGKILL)
     return reader.read(path, layout)
-pipeline.prepare_with_reader(dataclasses.replace(reader, read=read), source, out, on_error="skip", workers=2)
+pipeline.prepare(dataclasses.replace(reader, read=read), source, out, on_error="skip", workers=2)
 """
 
 
@@ -466,7 +466,7 @@ def test_few_clips_are_in_memory_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(journal.ClipWriter, "append", slow_append)
     counting = dataclasses.replace(reader, read=read)
-    pipeline.prepare_with_reader(counting, source, tmp_path / "out", on_error="skip", workers=2)
+    pipeline.prepare(counting, source, tmp_path / "out", on_error="skip", workers=2)
     assert max(ahead) <= 2 * pipeline._TASKS_PER_WORKER
 
 

@@ -100,7 +100,7 @@ class Summary:
 
 
 def prepare(
-    kind: str,
+    kind: str | Reader,
     source: str | Path,
     out: str | Path,
     *,
@@ -120,7 +120,7 @@ def prepare(
     with a dot are passed over; other files that are no recordings count as bad files.
 
     Args:
-        kind: the dataset, one of ``ikem_fast.data.readers.READERS``.
+        kind: the dataset, one of ``ikem_fast.data.readers.READERS``, or a reader of one's own.
         source: folder of recordings, searched with its subfolders.
         out: folder to make; new, empty, or begun by the same call.
         protocol: which recordings train; the dataset's first by default.
@@ -139,38 +139,7 @@ def prepare(
         layouts.LayoutError: no such layout.
         ExtensionError: NTU text without the package's compiled part.
     """
-    return prepare_with_reader(
-        readers.get(kind),
-        source,
-        out,
-        protocol=protocol,
-        missing=missing,
-        layout=layout,
-        num_frames=num_frames,
-        centre=centre,
-        rotate=rotate,
-        workers=workers,
-        on_error=on_error,
-        progress=progress,
-    )
-
-
-def prepare_with_reader(
-    reader: Reader,
-    source: str | Path,
-    out: str | Path,
-    *,
-    protocol: str | None = None,
-    missing: str | Path | None = None,
-    layout: str | Path | Layout | None = None,
-    num_frames: int = 50,
-    centre: bool = True,
-    rotate: bool = True,
-    workers: int | None = None,
-    on_error: str = "fail",
-    progress: bool = False,
-) -> Summary:
-    """The same as ``prepare`` for a reader that is not one of ``READERS``."""
+    reader = kind if isinstance(kind, Reader) else readers.get(kind)
     begin = time.perf_counter()
     protocol = reader.default_protocol if protocol is None else protocol
     if protocol not in reader.protocols:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ikem_fast.atomic import atomic_open, write_json
 from ikem_fast.data.kinematics import NUM_JOINTS, POSE_FIELDS, Body, Pose, place_joints
 from ikem_fast.data.motions import ACTIONS, Action, Timing
-from ikem_fast.data.pipeline import Summary, prepare_with_reader
+from ikem_fast.data.pipeline import Summary, prepare
 from ikem_fast.data.readers import DataError, ntu_rgb_d
 from ikem_fast.data.readers import synthetic as synthetic_reader
 
@@ -113,13 +113,8 @@ def prepare_synthetic(
     num_cameras: int = 3,
     num_actions: int | None = None,
     seed: int = 0,
-    protocol: str | None = None,
-    num_frames: int = 50,
-    centre: bool = True,
-    rotate: bool = True,
-    workers: int | None = None,
-    on_error: str = "fail",
     progress: bool = False,
+    **preparation: Any,
 ) -> Summary:
     """Writes synthetic recordings and prepares them as any others: ``write``, then ``ikem_fast.data.prepare``.
 
@@ -127,7 +122,8 @@ def prepare_synthetic(
         out: folder to prepare.
         raw: folder for the text files, ``out/raw`` by default.
 
-    The other arguments are those of ``write`` and ``prepare``; interrupted, the same call goes on.
+    The other arguments are those of ``write`` and (``preparation``) of ``ikem_fast.data.prepare``; interrupted, the
+    same call goes on.
     """
     out = Path(out)
     raw = out / "raw" if raw is None else Path(raw)
@@ -146,18 +142,7 @@ def prepare_synthetic(
         raise DataError(
             f"{error.filename or raw}: {error.strerror}; when that is mended, run the same command again to continue"
         ) from error
-    return prepare_with_reader(
-        synthetic_reader.make_reader(num_actions),
-        raw,
-        out,
-        protocol=protocol,
-        num_frames=num_frames,
-        centre=centre,
-        rotate=rotate,
-        workers=workers,
-        on_error=on_error,
-        progress=progress,
-    )
+    return prepare(synthetic_reader.make_reader(num_actions), raw, out, progress=progress, **preparation)
 
 
 def _begin_folder(folder: Path, parameters: dict[str, Any]) -> None:
