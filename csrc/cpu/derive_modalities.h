@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "cpu/capability.h"
-#include "math/modalities.h"
+#include "cpu/skeleton.h"
 
 namespace ikem_fast::cpu {
 
@@ -16,32 +16,17 @@ struct DeriveModalities {
   bool is_double = false;
   int64_t num_clips = 0;
   int64_t clip_frames = 0;               // T
-  int64_t num_joints = 0;
   int64_t num_persons = 0;
-  const int32_t* bone_parents = nullptr;    // (V,) joints
-  const int32_t* previous_bones = nullptr;  // (V,) joints
-  int64_t root = 0;
-  bool has_chest_normal = false;
-  int64_t chest_normal[3] = {};          // joints
+  Skeleton skeleton;
   int64_t num_outputs = 0;               // S
   const int64_t* modalities = nullptr;   // (S,) values of Modality
 
-  int64_t num_lanes() const { return num_joints * num_persons; }
-  // Frames that are derived together: enough to fill registers, few enough that everything between stays in the
-  // first-level cache.
-  int64_t block_frames() const {
-    constexpr int64_t kLanesPerBlock = 512;
-    const int64_t frames = kLanesPerBlock / (num_lanes() < 1 ? 1 : num_lanes());
-    return frames < 1 ? 1 : frames > clip_frames ? clip_frames : frames;
-  }
+  int64_t num_lanes() const { return skeleton.num_joints * num_persons; }
+  int64_t block_frames() const { return choose_block_frames(num_lanes(), clip_frames); }
   int64_t blocks_per_clip() const { return (clip_frames + block_frames() - 1) / block_frames(); }
-  // Values per buffer: a block, the frame after it, and what a register may read past its end.
-  int64_t buffer_size() const { return (block_frames() + 1) * num_lanes() + 64; }
-  static constexpr int64_t kNumBuffers = 10;
 };
 
-// Derives blocks [begin, end) of the N * blocks_per_clip() blocks. `workspace` holds kNumBuffers * buffer_size()
-// values, aligned to 64 bytes.
-IKEM_DECLARE_CPU(void, derive_modalities, const DeriveModalities& parameters, void* workspace, int64_t begin, int64_t end)
+// Derives blocks [begin, end) of the N * blocks_per_clip() blocks.
+IKEM_DECLARE_CPU(void, derive_modalities, const DeriveModalities& parameters, int64_t begin, int64_t end)
 
 }  // namespace ikem_fast::cpu

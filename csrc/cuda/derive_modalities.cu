@@ -62,8 +62,7 @@ __global__ void __launch_bounds__(kThreads)
                          shape.num_persons,
                          bone_parents,
                          &skeleton};
-  // Through the reciprocal, as PyTorch divides a number by a tensor, so that both round alike.
-  const T time_scale = T(1) / static_cast<T>(num_frames[clip]) * T(kReferenceFrames);
+  const T time_scale = math::time_scale<T>(num_frames[clip]);
   const bool has_next = t + 1 < shape.num_frames;
   const bool has_two_more = t + 2 < shape.num_frames;
 
@@ -108,9 +107,10 @@ __global__ void __launch_bounds__(kThreads)
   if (!has_next) return write(Modality::kAngularVelocity, zero);
   const math::Vector3<T> next_bone = person.bone(t + 1, number);
   const math::Vector3<T> next_previous = person.bone(t + 1, before);
-  const T angle = math::angle(bone, previous, axis);
-  const T next_angle = math::angle(next_bone, next_previous, math::cross(next_bone, next_previous));
-  write(Modality::kAngularVelocity, math::angular_velocity(angle, next_angle, axis, time_scale));
+  const T length = math::norm(axis);
+  const T angle = math::angle(bone, previous, length);
+  const T next_angle = math::angle(next_bone, next_previous, math::norm(math::cross(next_bone, next_previous)));
+  write(Modality::kAngularVelocity, math::angular_velocity(angle, next_angle, axis, length, time_scale));
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 // The operator derive_modalities on CUDA tensors: checks, output, launch.
 #include "cuda/derive_modalities.h"
 
-#include <algorithm>
 #include <vector>
 
+#include "cuda/skeleton_arguments.h"
 #include "cuda/stable_tensor.h"
 #include "ops/derive_modalities_checks.h"
 
@@ -33,21 +33,6 @@ void check_tensors(const Tensor& clips, const Tensor& num_frames) {
                   static_cast<int>(Skeleton::kMaxJoints), " joints on CUDA, got ", clips.size(3));
 }
 
-Skeleton make_skeleton(const std::vector<int64_t>& bone_parents, const std::vector<int64_t>& previous_bones,
-                       const std::vector<int64_t>& chest_normal) {
-  Skeleton skeleton{};
-  for (size_t joint = 0; joint < bone_parents.size(); ++joint) {
-    skeleton.bone_parents[joint] = static_cast<uint8_t>(bone_parents[joint]);
-    skeleton.previous_bones[joint] = static_cast<uint8_t>(previous_bones[joint]);
-  }
-  skeleton.root = static_cast<uint8_t>(find_root(bone_parents));
-  skeleton.has_chest_normal = !chest_normal.empty();
-  for (int i = 0; i < 3 && skeleton.has_chest_normal; ++i) {
-    skeleton.chest_normal[i] = static_cast<uint8_t>(chest_normal[i]);
-  }
-  return skeleton;
-}
-
 template <typename T>
 cudaError_t launch(Tensor& output, const Tensor& clips, const Tensor& num_frames, const ClipShape& shape,
                    const Skeleton& skeleton, const OutputRows& rows) {
@@ -74,9 +59,7 @@ Tensor derive_modalities_op(const Tensor& clips, const Tensor& num_frames, std::
   const ClipShape shape{static_cast<int>(clips.size(0)), static_cast<int>(clips.size(2)),
                         static_cast<int>(clips.size(3)), static_cast<int>(clips.size(4))};
   const Skeleton skeleton = make_skeleton(bone_parents, previous_bones, chest_normal);
-  OutputRows rows;
-  std::fill_n(rows.rows, kNumModalities, int8_t{-1});
-  for (size_t s = 0; s < modalities.size(); ++s) rows.rows[modalities[s]] = static_cast<int8_t>(s);
+  const OutputRows rows = make_output_rows(modalities);
   const cudaError_t error = clips.scalar_type() == ScalarType::Float
                                 ? launch<float>(output, dense_clips, dense_frames, shape, skeleton, rows)
                                 : launch<double>(output, dense_clips, dense_frames, shape, skeleton, rows);

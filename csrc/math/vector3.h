@@ -23,6 +23,7 @@ struct Real {
     using std::sqrt;
     return sqrt(x);
   }
+  // For y of at least 0.
   static IKEM_HOST_DEVICE S arctangent(S y, S x) {
     using std::atan2;
     return atan2(y, x);
@@ -86,8 +87,13 @@ IKEM_HOST_DEVICE S norm(const Vector3<S>& a) {
 // a / max(|a|, 1e-12). Divides, although a reciprocal would be faster, to round as PyTorch does: products with a chest
 // normal may cancel, and would magnify a difference.
 template <typename S>
+IKEM_HOST_DEVICE Vector3<S> normalize(const Vector3<S>& a, S length) {
+  return a / Real<S>::at_least(length, S(1e-12));
+}
+
+template <typename S>
 IKEM_HOST_DEVICE Vector3<S> normalize(const Vector3<S>& a) {
-  return a / Real<S>::at_least(norm(a), S(1e-12));
+  return normalize(a, norm(a));
 }
 
 #ifdef CPU_CAPABILITY

@@ -2,15 +2,14 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <string>
 #include <vector>
 
 #include "cpu/derive_modalities.h"
 #include "ops/derive_modalities_checks.h"
+#include "ops/skeleton_numbers.h"
 
 namespace ikem_fast {
 
@@ -51,8 +50,7 @@ at::Tensor derive_modalities(const at::Tensor& clips, const at::Tensor& num_fram
   at::Tensor output = at::empty(sizes, clips.options().memory_format(at::MemoryFormat::Contiguous));
   if (output.numel() == 0) return output;
 
-  const std::vector<int32_t> parents(bone_parents.begin(), bone_parents.end());
-  const std::vector<int32_t> previous(previous_bones.begin(), previous_bones.end());
+  const SkeletonNumbers numbers(bone_parents, previous_bones, chest_normal);
   cpu::DeriveModalities parameters;
   parameters.clips = dense_clips.const_data_ptr();
   parameters.output = output.mutable_data_ptr();
@@ -60,25 +58,15 @@ at::Tensor derive_modalities(const at::Tensor& clips, const at::Tensor& num_fram
   parameters.is_double = clips.scalar_type() == at::kDouble;
   parameters.num_clips = clips.size(0);
   parameters.clip_frames = clips.size(2);
-  parameters.num_joints = clips.size(3);
   parameters.num_persons = clips.size(4);
-  parameters.bone_parents = parents.data();
-  parameters.previous_bones = previous.data();
-  parameters.root = find_root(bone_parents.vec());
-  parameters.has_chest_normal = !chest_normal.empty();
-  std::copy(chest_normal.begin(), chest_normal.end(), parameters.chest_normal);
+  parameters.skeleton = numbers.skeleton();
   parameters.num_outputs = static_cast<int64_t>(modalities.size());
   parameters.modalities = modalities.data();
 
   const auto derive_blocks = IKEM_DISPATCH_CPU(derive_modalities);
-  const int64_t workspace_bytes =
-      cpu::DeriveModalities::kNumBuffers * parameters.buffer_size() * static_cast<int64_t>(clips.element_size());
   constexpr int64_t kBlocksPerTask = 8;  // some ten microseconds of work
   at::parallel_for(0, parameters.num_clips * parameters.blocks_per_clip(), kBlocksPerTask,
-                   [&](int64_t begin, int64_t end) {
-                     const at::DataPtr workspace = c10::GetCPUAllocator()->allocate(workspace_bytes);
-                     derive_blocks(parameters, workspace.get(), begin, end);
-                   });
+                   [&](int64_t begin, int64_t end) { derive_blocks(parameters, begin, end); });
   return output;
 }
 

@@ -90,7 +90,7 @@ _function = modalities.get
 
 # A tracer cannot follow the search for a layout's file, but takes the numbers found as constants.
 @torch.compiler.assume_constant_result
-def _skeleton_numbers(layout: str | Path | Layout) -> tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def skeleton_numbers(layout: str | Path | Layout) -> tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Name, parents, previous bones and chest joints: what the compiled operator and the checks need."""
     skeleton = layouts.get(layout)
     return skeleton.name, skeleton.bone_parents, skeleton.previous_bones, skeleton.chest_normal
@@ -103,12 +103,12 @@ def _derive_with_functions(
 
 
 # The CUDA kernel takes the skeleton by value, in tables of this size (csrc/cuda/derive_modalities.h).
-_CUDA_MAX_JOINTS = 256
+CUDA_MAX_JOINTS = 256
 
 
 def _has_kernel(clips: Tensor) -> bool:
     if clips.device.type == "cuda":
-        return _extension.cuda_available() and clips.shape[3] <= _CUDA_MAX_JOINTS
+        return _extension.cuda_available() and clips.shape[3] <= CUDA_MAX_JOINTS
     return clips.device.type in ("cpu", "meta")
 
 
@@ -117,7 +117,18 @@ def _check_arguments(
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Parents, previous bones and chest joints of the layout, once every argument fits."""
     _check_tensors(clips, num_frames)
-    name, bone_parents, previous_bones, chest_joints = _skeleton_numbers(layout)
+    joints = check_modalities(clips, layout, modalities)
+    # Under a tracer there are no values; the compiled kernel looks at them when it runs.
+    if num_frames.device.type == "cpu" and not torch.compiler.is_compiling() and bool((num_frames < 1).any()):
+        raise ValueError(f"num_frames must be above 0, got {num_frames.min().item()}")
+    return joints
+
+
+def check_modalities(
+    clips: Tensor, layout: str | Path | Layout, modalities: Sequence[str]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Parents, previous bones and chest joints of the layout, once it fits the clips and the modalities exist."""
+    name, bone_parents, previous_bones, chest_joints = skeleton_numbers(layout)
     if clips.shape[3] != len(bone_parents):
         raise ValueError(f"clips must have the {len(bone_parents)} joints of layout '{name}', got {describe(clips)}")
     if isinstance(modalities, str) or len(modalities) == 0:
@@ -126,9 +137,6 @@ def _check_arguments(
         _function(modality)
     if len(set(modalities)) != len(modalities):
         raise ValueError(f"modalities must be distinct, got {', '.join(modalities)}")
-    # Under a tracer there are no values; the compiled kernel looks at them when it runs.
-    if num_frames.device.type == "cpu" and not torch.compiler.is_compiling() and bool((num_frames < 1).any()):
-        raise ValueError(f"num_frames must be above 0, got {num_frames.min().item()}")
     return bone_parents, previous_bones, chest_joints
 
 
