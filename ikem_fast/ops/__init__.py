@@ -12,6 +12,7 @@ from ikem_fast.ops.augment import (
 )
 from ikem_fast.ops.context_loss import context_loss, context_loss_reference
 from ikem_fast.ops.derive_modalities import derive_modalities, derive_modalities_reference
+from ikem_fast.ops.draw_views import ViewParameters, draw_views, draw_views_reference
 from ikem_fast.ops.enqueue import enqueue_, enqueue_reference_
 from ikem_fast.ops.exchange_loss import exchange_loss, exchange_loss_reference
 from ikem_fast.ops.info_nce import info_nce, info_nce_reference
@@ -24,6 +25,7 @@ from ikem_fast.ops.relational_distillation_loss import (
 __all__ = [
     "AugmentationConfig",
     "AugmentationParameters",
+    "ViewParameters",
     "augment",
     "camera_view",
     "context_loss",
@@ -31,6 +33,8 @@ __all__ = [
     "derive_modalities",
     "derive_modalities_reference",
     "draw_augmentation",
+    "draw_views",
+    "draw_views_reference",
     "enqueue_",
     "enqueue_reference_",
     "exchange_loss",
