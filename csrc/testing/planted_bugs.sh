@@ -1,22 +1,34 @@
 #!/bin/bash
-# Plants one bug at a time in a copy of a kernel and demands that the harness notices it.
+# Plants one bug at a time in a copy of a kernel and demands that the harness notices it; as many at once as there are
+# cores.
 # Usage: planted_bugs.sh BUILD_FOLDER COMPILER_COMMAND...
 set -u
 build=$1
 shift
 compile=("$@")
 here=$(cd "$(dirname "$0")" && pwd)
-kernel=$here/../cuda/derive_modalities.cu
-failures=0
+failed=$build/planted/failed
+mkdir -p "$build/planted"
+rm -f "$failed"
 
-# plant NAME MODE SED_PROGRAM
+fail() {
+  echo "FAILED planted bug $1: $2"
+  touch "$failed"
+}
+
+# plant OPERATOR NAME MODE SED_PROGRAM
 plant() {
-  local name=$1 mode=$2 program=$3 folder=$build/planted/$1
+  while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n; done
+  try "$@" &
+}
+
+try() {
+  local operator=$1 name=$1-$2 mode=$3 program=$4
+  local kernel=$here/../cuda/$operator.cu folder=$build/planted/$name
   mkdir -p "$folder"
   sed "$program" "$kernel" >"$folder/kernel.cu"
   if cmp -s "$kernel" "$folder/kernel.cu"; then
-    echo "FAILED planted bug $name: there is nothing to change in the kernel any more"
-    failures=$((failures + 1))
+    fail "$name" "there is nothing to change in the kernel any more"
     return
   fi
   local flags=() link=()
@@ -24,23 +36,27 @@ plant() {
     asan) flags=(-fsanitize=address,undefined -fno-sanitize-recover=undefined) link=("${flags[@]}") ;;
     race) flags=(-fsanitize=thread -DIKEM_CHECK_RACES) ;;
   esac
-  if ! "${compile[@]}" "${flags[@]}" -DKERNEL_SOURCE="\"$folder/kernel.cu\"" -c "$here/test_derive_modalities.cpp" \
+  if ! "${compile[@]}" "${flags[@]}" -DKERNEL_SOURCE="\"$folder/kernel.cu\"" -c "$here/test_$operator.cpp" \
     -o "$folder/test.o" || ! g++ "${link[@]}" "$folder/test.o" -o "$folder/test"; then
-    echo "FAILED planted bug $name: it does not compile"
-    failures=$((failures + 1))
-    return
-  fi
-  if ASAN_OPTIONS=detect_leaks=0 "$folder/test" 2 >"$folder/log" 2>&1; then
-    echo "FAILED planted bug $name: not noticed by $mode"
-    failures=$((failures + 1))
+    fail "$name" "it does not compile"
+  elif ASAN_OPTIONS=detect_leaks=0 "$folder/test" 2 >"$folder/log" 2>&1; then
+    fail "$name" "not noticed by $mode"
   else
     echo "noticed by $mode: $name"
   fi
 }
 
-plant missing-barrier race '/__syncthreads();/d'
-plant write-past-the-end asan '/if (place >= plane) return;/d'
-plant read-past-the-last-frame asan 's/const bool has_next = .*/const bool has_next = true;/'
-plant wrong-previous-bone plain 's/previous_bones\[number\]/bone_parents[number]/'
-plant wrong-second-frame plain 's/t + 2 < shape.num_frames/t + 3 < shape.num_frames/'
-exit $((failures != 0))
+plant derive_modalities missing-barrier race '/__syncthreads();/d'
+plant derive_modalities write-past-the-end asan '/if (place >= plane) return;/d'
+plant derive_modalities read-past-the-last-frame asan 's/const bool has_next = .*/const bool has_next = true;/'
+plant derive_modalities wrong-previous-bone plain 's/previous_bones\[number\]/bone_parents[number]/'
+plant derive_modalities wrong-second-frame plain 's/t + 2 < shape.num_frames/t + 3 < shape.num_frames/'
+
+plant clip_views missing-barrier-before-stores race '/^      write(Modality::kAngularVelocity,/,/^    __syncthreads();/{/__syncthreads/d}'
+plant clip_views missing-barrier-after-angles race '/math::norm(math::cross(bone, before))/,/__syncthreads/{/__syncthreads/d}'
+plant clip_views store-past-a-region asan 's/from + kPerStore <= count/true/'
+plant clip_views sums-of-two-blocks-in-one-place race 's/static_cast<int64_t>(blockIdx.x) \* 2 \* size/0/'
+plant clip_views crop-not-mirrored plain 's/math::cropped_frame(t, sample.crop_start, input.crop_padding, input.clip_frames)/(t + sample.crop_start) % input.clip_frames/'
+plant clip_views squares-of-unrounded-values plain 's/const float written = widen(rounded);/const float written = coordinates[c];/'
+wait
+[ ! -e "$failed" ]

@@ -10,6 +10,7 @@ from ikem_fast.ops.augment import (
     shear,
     temporal_crop,
 )
+from ikem_fast.ops.clip_views import ClipViews, clip_views, clip_views_reference
 from ikem_fast.ops.context_loss import context_loss, context_loss_reference
 from ikem_fast.ops.derive_modalities import derive_modalities, derive_modalities_reference
 from ikem_fast.ops.draw_views import ViewParameters, draw_views, draw_views_reference
@@ -25,9 +26,12 @@ from ikem_fast.ops.relational_distillation_loss import (
 __all__ = [
     "AugmentationConfig",
     "AugmentationParameters",
+    "ClipViews",
     "ViewParameters",
     "augment",
     "camera_view",
+    "clip_views",
+    "clip_views_reference",
     "context_loss",
     "context_loss_reference",
     "derive_modalities",
