@@ -206,7 +206,7 @@ class ViewMaker {
     const int64_t end = std::min(p_.num_samples, (group + 1) * p_.group_size());
     for (int64_t sample = group * p_.group_size(); sample < end; ++sample) {
       // Clips lie anywhere in memory: the next one is fetched while this one is worked on.
-      next_clip_ = sample + 1 < end ? clip_of(sample + 1) : nullptr;
+      next_clip_ = sample + 1 < p_.num_samples ? clip_of(sample + 1) : nullptr;
       for (int64_t view = 0; view < p_.num_views; ++view) make_sample(view, sample, sums(view));
     }
   }
