@@ -1,0 +1,176 @@
+"""Both augmented views of six modalities on the CPU: the compiled operator against what PyTorch does in their place.
+
+    pytest benchmarks/bench_clip_views.py -s
+    python benchmarks/bench_clip_views.py --threads 2 --repeats 50
+
+Takes 128 of 1024 stored clips, T = 50, V = 25, M = 2, crop and shear, both views, statistics included. Compared with a
+composition with one PyTorch call per bone (as the method is usually written down), with the vectorised definition
+`clip_views_reference`, and with the latter under torch.compile. All get the same fresh samples and parameters and the
+same allocator settings in one process, and all results are compared before anything is timed. Operator and copies take
+turns, so that both see the machine as it is. GB/s count every byte of the clips that is read and of the views that is
+written once; a copy is of 256 MiB, counted once read and once written. The process restarts itself once to set the
+allocator: otherwise each call returns its memory to the system, and page faults of the next call outweigh what is
+measured, for every side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ikem_fast import _extension, layouts
+from ikem_fast.ops import AugmentationConfig, ViewParameters, augment, clip_views, clip_views_reference, draw_views
+from ikem_fast.ops.clip_views import ClipViews
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+STORED, BATCH, FRAMES, JOINTS, PERSONS, MODALITIES, VIEWS = 1024, 128, 50, 25, 2, 6, 2
+LAYOUT = layouts.get("ntu-rgb+d")
+Sample = tuple[Tensor, ViewParameters]
+
+
+def derive_bone_by_bone(clips: Tensor, num_frames: Tensor) -> list[Tensor]:
+    """The six modalities (N, 3, T, V, M) in order, one joint at a time (docs/method.md section 3)."""
+    rate = (50 / num_frames.float()).view(-1, 1, 1, 1, 1)
+    motion, acceleration = torch.zeros_like(clips), torch.zeros_like(clips)
+    motion[:, :, :-1] = rate * (clips[:, :, 1:] - clips[:, :, :-1])
+    acceleration[:, :, :-2] = rate * (motion[:, :, 1:-1] - motion[:, :, :-2])
+    bone, axis, velocity = torch.zeros_like(clips), torch.zeros_like(clips), torch.zeros_like(clips)
+    for joint, parent in enumerate(LAYOUT.bone_parents):
+        bone[:, :, :, joint] = clips[:, :, :, joint] - clips[:, :, :, parent]
+    a, b, c = (bone[:, :, :, joint] for joint in LAYOUT.chest_normal)
+    bone[:, :, :, LAYOUT.root] = torch.nn.functional.normalize(torch.cross(a - c, b - c, dim=1), dim=1)
+    for joint, previous in enumerate(LAYOUT.previous_bones):
+        axis[:, :, :, joint] = torch.cross(bone[:, :, :, joint], bone[:, :, :, previous], dim=1)
+        first = torch.nn.functional.normalize(bone[:, :, :, joint], dim=1)
+        second = torch.nn.functional.normalize(bone[:, :, :, previous], dim=1)
+        angle = torch.atan2(torch.cross(first, second, dim=1).norm(dim=1), (first * second).sum(dim=1))
+        speed = rate[:, 0, :, :, 0] * (angle[:, 1:] - angle[:, :-1])
+        direction = torch.nn.functional.normalize(axis[:, :, :-1, joint], dim=1)
+        velocity[:, :, :-1, joint] = speed.unsqueeze(1) * direction
+    return [clips, motion, bone, acceleration, axis, velocity]
+
+
+def bone_by_bone(clips: Tensor, num_frames: Tensor, indices: Tensor, parameters: ViewParameters, dtype: torch.dtype):
+    """What ``clip_views`` gives, from a gather, ``augment`` and one call per bone."""
+    views = []
+    for view in range(VIEWS):
+        augmented = augment(clips[indices], parameters.view(view))
+        rows = derive_bone_by_bone(augmented, num_frames[indices])
+        views.append(torch.stack([row.permute(0, 4, 2, 3, 1).flatten(0, 1).to(dtype) for row in rows]))
+    views = torch.stack(views)
+    return ClipViews(views, torch.stack([views.float().sum(dim=(2, 3)), views.float().square().sum(dim=(2, 3))]))
+
+
+def largest_error(ours: ClipViews, expected: ClipViews) -> float:
+    """Of any modality, relative to its largest magnitude; and of its statistics."""
+    over = (0, 2, 3, 4, 5)
+    views = (ours.views.double() - expected.views.double()).abs().amax(over) / expected.views.double().abs().amax(over)
+    sums = (ours.statistics - expected.statistics).abs().amax() / expected.statistics.abs().amax()
+    # The largest of angular velocity lies where bones are nearly parallel: rounding of coordinates turns its axis.
+    return max(float(views[:-1].max()), 1e-2 * float(views[-1]), float(sums))
+
+
+def time_in_turns(functions: dict[str, Callable[[Sample], object]], draw: Callable[[], Sample], repeats: int):
+    """Sorted seconds of each function's calls, every one on a fresh sample; two rounds before that are not counted."""
+    seconds = {name: [] for name in functions}
+    for call in range(repeats + 2):
+        for name, function in functions.items():
+            sample = draw()
+            start = time.perf_counter()
+            function(sample)
+            if call >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: sorted(values) for name, values in seconds.items()}
+
+
+def run(threads: int, repeats: int, compiled: bool) -> dict[str, float]:
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randn(STORED, 3, FRAMES, JOINTS, PERSONS, generator=generator)
+    num_frames = torch.randint(20, 300, (STORED,), generator=generator)
+    epoch = 0
+
+    def draw() -> Sample:
+        nonlocal epoch
+        epoch += 1
+        indices = torch.randperm(STORED, generator=generator)[:BATCH]
+        return indices, draw_views(1, epoch, indices, FRAMES, AugmentationConfig(), VIEWS)
+
+    print(f"torch {torch.__version__}, {threads} threads, {_extension.require().build_info()['cpu_capability']}")
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores before the run")
+    stored_bytes = 4 * BATCH * 3 * FRAMES * JOINTS * PERSONS
+    figures = {}
+    source = torch.zeros(2**26)
+    destination = torch.empty_like(source)
+    copy_bytes = 2 * 4 * source.numel()
+    for dtype in (torch.float32, torch.bfloat16):
+        view_bytes = stored_bytes * VIEWS * MODALITIES * dtype.itemsize // 4
+        moved = stored_bytes + view_bytes
+        slow = {
+            "one call per bone": lambda s, dtype=dtype: bone_by_bone(clips, num_frames, *s, dtype),
+            "definition": lambda s, dtype=dtype: clip_views_reference(clips, num_frames, *s, LAYOUT, dtype=dtype),
+        }
+        if compiled:
+            definition = torch.compile(clip_views_reference, dynamic=False)
+            slow["definition, compiled"] = lambda s, f=definition, dtype=dtype: f(
+                clips, num_frames, *s, LAYOUT, dtype=dtype
+            )
+        fast = {
+            "operator": lambda s, dtype=dtype: clip_views(clips, num_frames, *s, LAYOUT, dtype=dtype),
+            "operator, no statistics": lambda s, dtype=dtype: clip_views(
+                clips, num_frames, *s, LAYOUT, dtype=dtype, statistics=False
+            ),
+            "copy": lambda s: destination.copy_(source),
+        }
+        sample = draw()
+        ours = fast["operator"](sample)
+        tolerance = 1e-5 if dtype == torch.float32 else 2.0**-8
+        for name, function in slow.items():
+            error = largest_error(ours, function(sample))
+            if not error < tolerance:
+                raise SystemExit(f"operator and '{name}' differ by {error:.1e} in {dtype}: nothing was timed")
+            figures[f"{dtype}, {name}, error"] = error
+        seconds = time_in_turns(fast, draw, repeats)
+        seconds |= time_in_turns(slow, draw, max(3, repeats // 10))
+        print(f"\n{dtype}, {moved / 1e6:.1f} MB, differences from {', '.join(slow)}: at most {tolerance:.1e}")
+        print(f"{'':26}{'median':>12}{'fastest':>12}{'slowest':>12}{'GB/s':>8}{'of a copy':>11}{'operator is':>13}")
+        copy_rate = copy_bytes / statistics.median(seconds["copy"])
+        for name, values in seconds.items():
+            median = statistics.median(values)
+            rate = (copy_bytes if name == "copy" else moved) / median
+            times = "".join(f"{1e3 * value:>9.2f} ms" for value in (median, values[0], values[-1]))
+            faster = median / statistics.median(seconds["operator"])
+            ratio = "" if name.startswith(("operator", "copy")) else f"{faster:>7.0f} times"
+            print(f"{name:26}{times}{rate / 1e9:>8.1f}{rate / copy_rate:>11.0%}{ratio:>13}")
+            figures[f"{dtype}, {name}"] = median
+        best = moved / seconds["operator"][0] / (copy_bytes / seconds["copy"][0])
+        print(f"fastest operator call against the fastest copy: {best:.0%}")
+    print(f"\nload average {os.getloadavg()[0]:.1f} after the run")
+    return figures
+
+
+def test_clip_views_cpu():
+    figures = run(torch.get_num_threads(), repeats=10, compiled=False)
+    assert figures["torch.float32, one call per bone, error"] < 1e-5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    arguments = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    run(arguments.threads, arguments.repeats, not arguments.no_compile)
+
+
+if __name__ == "__main__":
+    main()
