@@ -76,6 +76,7 @@ class ClipSet:
         splits: (N,) of ``"train"`` and ``"test"``.
         table: the columns of ``samples.csv`` as (N,) arrays of text.
         rows: (N,) int64, where each clip lies in ``clips.npy``.
+        file_clips: all of ``clips.npy``, read-only and memory-mapped.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class ClipSet:
         self.num_frames = table["num_frames"].astype(np.int64)
         self.valid_frames = table["valid_frames"].astype(np.int64)
         self.splits = table["split"]
-        self._file_clips = file_clips
+        self.file_clips = file_clips
 
     @classmethod
     def open(cls, folder: str | Path) -> ClipSet:
@@ -136,19 +137,19 @@ class ClipSet:
 
     @property
     def num_persons(self) -> int:
-        return self._file_clips.shape[4]
+        return self.file_clips.shape[4]
 
     @property
     def clip_length(self) -> int:
         """T, the frames of each clip."""
-        return self._file_clips.shape[2]
+        return self.file_clips.shape[2]
 
     @property
     def clips(self) -> np.ndarray:
         """(N, 3, T, V, M) float32, read-only: the memory-mapped file, or a copy in memory for a selection with gaps."""
         if len(self) and np.array_equal(self.rows, np.arange(self.rows[0], self.rows[0] + len(self))):
-            return self._file_clips[self.rows[0] : self.rows[0] + len(self)]
-        return self._file_clips[self.rows]
+            return self.file_clips[self.rows[0] : self.rows[0] + len(self)]
+        return self.file_clips[self.rows]
 
     def split(self, name: str) -> ClipSet:
         """The clips of one split, ``"train"`` or ``"test"``; a DataError names the splits that have clips."""
@@ -160,9 +161,9 @@ class ClipSet:
 
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> ClipSet:
         """The clips at some positions, in the order given."""
-        indices = self._check_indices(indices)
+        indices = self.check_indices(indices)
         table = {column: values[indices] for column, values in self.table.items()}
-        return ClipSet(self.folder, self.metadata, self.layout, self._file_clips, table, self.rows[indices])
+        return ClipSet(self.folder, self.metadata, self.layout, self.file_clips, table, self.rows[indices])
 
     def batch(
         self,
@@ -178,17 +179,18 @@ class ClipSet:
             device: where the tensors shall be.
             file_frame_count: ``num_frames`` is the file's F; otherwise L, the frames the clip was made of (quirk Q6).
         """
-        indices = self._check_indices(indices)
+        indices = self.check_indices(indices)
         num_frames = self.num_frames if file_frame_count else self.valid_frames
         batch = Batch(
-            clips=torch.from_numpy(np.ascontiguousarray(self._file_clips[self.rows[indices]])),
+            clips=torch.from_numpy(np.ascontiguousarray(self.file_clips[self.rows[indices]])),
             num_frames=torch.from_numpy(num_frames[indices]),
             labels=torch.from_numpy(self.labels[indices]),
             indices=torch.from_numpy(indices),
         )
         return batch if torch.device(device).type == "cpu" else batch.to(device)
 
-    def _check_indices(self, indices: Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
+    def check_indices(self, indices: Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
+        """Positions in this set as a new (B,) int64 array; ValueError and IndexError say what is wrong with others."""
         if isinstance(indices, Tensor):
             indices = indices.cpu().numpy()
         array = np.asarray(indices)
