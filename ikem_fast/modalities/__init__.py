@@ -9,7 +9,7 @@ function.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
@@ -48,6 +48,21 @@ def get(name: str) -> Modality:
     raise ValueError(f"modality must be one of {', '.join(_REGISTRY)}, got '{name}'{hint}")
 
 
+def check(names: Iterable[str], what: str = "modalities") -> tuple[str, ...]:
+    """The names as a tuple.
+
+    Raises:
+        ValueError: there is none, one that is not registered, or one twice; the message calls them ``what``.
+    """
+    if isinstance(names, str) or not (given := tuple(names)):
+        raise ValueError(f"{what} must be a non-empty sequence of names, got {names!r}")
+    for name in given:
+        get(name)
+    if len(set(given)) != len(given):
+        raise ValueError(f"{what} must be distinct, got {', '.join(given)}")
+    return given
+
+
 def register(name: str, derive: Modality) -> None:
     """Adds a modality for this process, so that it can be named wherever the built-in ones can.
 
@@ -59,4 +74,4 @@ def register(name: str, derive: Modality) -> None:
     _REGISTRY[name] = derive
 
 
-__all__ = ["MODALITIES", "Modality", "get", "names", "register"]
+__all__ = ["MODALITIES", "Modality", "check", "get", "names", "register"]

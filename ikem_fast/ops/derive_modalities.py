@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ikem_fast import _extension, layouts, modalities
+from ikem_fast import _extension, layouts
+from ikem_fast import modalities as modality_registry
 from ikem_fast.layouts import Layout
 from ikem_fast.modalities import MODALITIES
 from ikem_fast.ops._checks import describe
@@ -63,7 +64,9 @@ def derive_modalities(
     rows = dict(zip(compiled, derived, strict=True))
     return torch.stack(
         [
-            rows[name] if name in rows else _function(name)(clips, num_frames, skeleton, chest_normal=chest_normal)
+            rows[name]
+            if name in rows
+            else modality_registry.get(name)(clips, num_frames, skeleton, chest_normal=chest_normal)
             for name in modalities
         ]
     )
@@ -84,10 +87,6 @@ def derive_modalities_reference(
     return _derive_with_functions(clips, num_frames, layouts.get(layout), modalities, chest_normal)
 
 
-# The public functions have an argument of the module's name.
-_function = modalities.get
-
-
 # A tracer cannot follow the search for a layout's file, but takes the numbers found as constants.
 @torch.compiler.assume_constant_result
 def skeleton_numbers(layout: str | Path | Layout) -> tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -99,7 +98,8 @@ def skeleton_numbers(layout: str | Path | Layout) -> tuple[str, tuple[int, ...],
 def _derive_with_functions(
     clips: Tensor, num_frames: Tensor, layout: Layout, modalities: Sequence[str], chest_normal: bool
 ) -> Tensor:
-    return torch.stack([_function(name)(clips, num_frames, layout, chest_normal=chest_normal) for name in modalities])
+    functions = [modality_registry.get(name) for name in modalities]
+    return torch.stack([derive(clips, num_frames, layout, chest_normal=chest_normal) for derive in functions])
 
 
 # The CUDA kernel takes the skeleton by value, in tables of this size (csrc/cuda/derive_modalities.h).
@@ -131,12 +131,7 @@ def check_modalities(
     name, bone_parents, previous_bones, chest_joints = skeleton_numbers(layout)
     if clips.shape[3] != len(bone_parents):
         raise ValueError(f"clips must have the {len(bone_parents)} joints of layout '{name}', got {describe(clips)}")
-    if isinstance(modalities, str) or len(modalities) == 0:
-        raise ValueError(f"modalities must be a non-empty sequence of names, got {modalities!r}")
-    for modality in modalities:
-        _function(modality)
-    if len(set(modalities)) != len(modalities):
-        raise ValueError(f"modalities must be distinct, got {', '.join(modalities)}")
+    modality_registry.check(modalities)
     return bone_parents, previous_bones, chest_joints
 
 
