@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import reference_vectors as vectors
 import torch
 
 from ikem_fast import layouts
-from ikem_fast.nn import STGCN
+from ikem_fast.nn import STGCN, EncoderInput
 from ikem_fast.reference import reference_encoder_name
 
 
@@ -89,7 +91,50 @@ def test_a_joint_without_edge_in_the_graph_does_not_matter_to_importance():
     assert not encoder.blocks[3].importance.grad[zeros].any()
 
 
+def moments(x):
+    """The input with its mean and variance, as the op that makes the views hands them on."""
+    variance, mean = torch.var_mean(x.values.double(), dim=(0, 1), correction=0)
+    return x._replace(mean=mean, variance=variance)
+
+
+@pytest.mark.parametrize("num_persons", [1, 2])
+def test_known_statistics_change_nothing(num_persons):
+    torch.manual_seed(0)
+    known, unknown = (small().double() for _ in range(2))
+    known.load_state_dict(unknown.state_dict())
+    for _ in range(2):
+        clips = 3.0 + 0.1 * torch.randn(4, 3, 9, 20, num_persons, dtype=torch.float64)
+        outputs = known(moments(EncoderInput.of_clips(clips))), unknown(clips)
+        torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-15)
+        for output in outputs:
+            output.square().sum().backward()
+    for (name, one), other in zip(known.named_parameters(), unknown.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-15, msg=name)
+    for (name, one), other in zip(known.named_buffers(), unknown.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=name)
+    torch.testing.assert_close(known.eval()(clips), unknown.eval()(clips))
+
+
+def test_the_input_norm_leaves_nothing_but_the_bias_of_a_joint_that_never_moves():
+    norm = small().input_norm
+    x = EncoderInput.of_clips(torch.full((4, 3, 9, 20, 1), 3.3))
+    torch.nn.init.normal_(norm.bias)
+    assert torch.equal(norm(moments(x)), norm.bias.detach().view(20, 3).expand(4, 9, 20, 3))
+
+
+def test_evaluation_uses_running_statistics_whatever_is_known():
+    encoder = small().eval()
+    before = copy.deepcopy(encoder.state_dict())
+    x = EncoderInput.of_clips(torch.randn(4, 3, 9, 20, 2))
+    assert torch.equal(encoder(moments(x)), encoder(x))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
 def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match=r"x must be \(N·M, T, 20, 3\), got \(4, 9, 20, 2\) float32"):
+        small()(EncoderInput(torch.zeros(4, 9, 20, 2), 1))
+    with pytest.raises(ValueError, match="num_persons must divide the 4 sequences of x, got 3"):
+        small()(EncoderInput(torch.zeros(4, 9, 20, 3), 3))
     with pytest.raises(ValueError, match=r"x must be \(N, 3, T, 20, M\), got \(2, 3, 9, 25, 1\) float32"):
         small()(torch.randn(2, 3, 9, 25, 1))
     with pytest.raises(ValueError, match=r"adjacency must be \(3, V, V\) float32, got \(2, 20, 20\)"):

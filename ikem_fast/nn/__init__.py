@@ -1,5 +1,5 @@
 """Encoders."""
 
-from ikem_fast.nn.stgcn import STGCN, initialize_weights
+from ikem_fast.nn.stgcn import STGCN, EncoderInput, initialize_weights
 
-__all__ = ["STGCN", "initialize_weights"]
+__all__ = ["STGCN", "EncoderInput", "initialize_weights"]

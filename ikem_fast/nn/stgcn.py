@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,59 @@ def block_plan(hidden_channels: int, feature_size: int) -> list[tuple[int, int]]
     h = hidden_channels
     wide = [(h, 1)] * 4 + [(2 * h, 2)] + [(2 * h, 1)] * 2 + [(4 * h, 2), (4 * h, 1)]
     return [*wide, (feature_size, 1)]
+
+
+class EncoderInput(NamedTuple):
+    """One modality of one view of N clips, as ``ikem_fast.ops.clip_views`` lays it out.
+
+    Attributes:
+        values: (N·M, T, V, C), the persons of a clip one after another.
+        num_persons: M.
+        mean: over persons and frames, (V, C), or ``None`` where nobody made it.
+        variance: likewise, not corrected for the number of values.
+    """
+
+    values: Tensor
+    num_persons: int
+    mean: Tensor | None = None
+    variance: Tensor | None = None
+
+    @classmethod
+    def of_clips(cls, x: Tensor) -> EncoderInput:
+        """Clips (N, C, T, V, M) laid out so."""
+        return cls(x.permute(0, 4, 2, 3, 1).flatten(0, 1), x.shape[4])
+
+
+class InputNorm(nn.BatchNorm1d):
+    """Batch norm with one channel per joint and coordinate, shared by frames and persons.
+
+    In training mode it takes over an input's mean and variance where they are known, so that it need not pass over the
+    values for them.
+    """
+
+    def forward(self, x: EncoderInput) -> Tensor:
+        """The normalised values (N·M, T, V, C)."""
+        if not self.training:
+            return self._normalize(x.values, self.running_mean, self.running_var)
+        if x.mean is None or x.variance is None:
+            channels = x.values.flatten(2).transpose(1, 2)  # (N·M, V·C, T)
+            return super().forward(channels).transpose(1, 2).view_as(x.values)
+        mean, variance = (values.flatten() for values in (x.mean, x.variance))
+        self._update_running_statistics(mean, variance, x.values.shape[0] * x.values.shape[1])
+        return self._normalize(x.values, mean, variance)
+
+    def _normalize(self, values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        scale = torch.rsqrt(variance + self.eps).to(self.weight.dtype) * self.weight
+        # The mean comes off first: of a joint that never moves nothing but its bias must be left.
+        centred = values - mean.to(values.dtype).view(values.shape[2:])
+        return torch.addcmul(self.bias.view(values.shape[2:]), centred, scale.view(values.shape[2:]))
+
+    @torch.no_grad()
+    def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        unbiased = variance * (count / max(count - 1, 1))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
 
 
 class GraphConvolution(nn.Module):
@@ -101,7 +156,7 @@ class STGCN(nn.Module):
         self.in_channels = in_channels
         self.feature_size = feature_size
         self.register_buffer("adjacency", adjacency.clone())
-        self.input_norm = nn.BatchNorm1d(num_joints * in_channels)
+        self.input_norm = InputNorm(num_joints * in_channels)
         self.blocks = nn.ModuleList()
         channels = in_channels
         for index, (out_channels, stride) in enumerate(block_plan(hidden_channels, feature_size)):
@@ -117,21 +172,32 @@ class STGCN(nn.Module):
         self.head = nn.Sequential(*layers)
         initialize_weights(self)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Features (N, d) of clips (N, C, T, V, M): the mean over frames and joints, then over persons."""
-        num_joints = self.adjacency.shape[-1]
-        if x.dim() != 5 or x.shape[1] != self.in_channels or x.shape[3] != num_joints:
-            raise ValueError(f"x must be (N, {self.in_channels}, T, {num_joints}, M), got {describe(x)}")
-        num_clips, channels, num_frames, _, num_persons = x.shape
-        # The input norm has one channel per joint and coordinate, shared by the persons.
-        x = x.permute(0, 4, 3, 1, 2).reshape(num_clips * num_persons, num_joints * channels, num_frames)
-        x = self.input_norm(x).view(num_clips * num_persons, num_joints, channels, num_frames).permute(0, 2, 3, 1)
-        for block in self.blocks:
-            x = block(x, self.adjacency)
-        return x.mean(dim=(2, 3)).view(num_clips, num_persons, self.feature_size).mean(dim=1)
+    def features(self, x: Tensor | EncoderInput) -> Tensor:
+        """Features (N, d) of clips: the mean over frames and joints, then over persons.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The head's output for clips (N, C, T, V, M)."""
+        Args:
+            x: clips (N, C, T, V, M), or an ``EncoderInput`` of them.
+        """
+        if isinstance(x, Tensor):
+            num_joints = self.adjacency.shape[-1]
+            if x.dim() != 5 or x.shape[1] != self.in_channels or x.shape[3] != num_joints:
+                raise ValueError(f"x must be (N, {self.in_channels}, T, {num_joints}, M), got {describe(x)}")
+            x = EncoderInput.of_clips(x)
+        self._check(x)
+        y = self.input_norm(x).permute(0, 3, 1, 2)  # (N·M, C, T, V), channels last in memory
+        for block in self.blocks:
+            y = block(y, self.adjacency)
+        return y.mean(dim=(2, 3)).unflatten(0, (-1, x.num_persons)).mean(dim=1)
+
+    def _check(self, x: EncoderInput) -> None:
+        num_joints = self.adjacency.shape[-1]
+        if x.values.dim() != 4 or tuple(x.values.shape[2:]) != (num_joints, self.in_channels):
+            raise ValueError(f"x must be (N·M, T, {num_joints}, {self.in_channels}), got {describe(x.values)}")
+        if x.num_persons < 1 or x.values.shape[0] % x.num_persons:
+            raise ValueError(f"num_persons must divide the {x.values.shape[0]} sequences of x, got {x.num_persons}")
+
+    def forward(self, x: Tensor | EncoderInput) -> Tensor:
+        """The head's output for clips (N, C, T, V, M), or for an ``EncoderInput`` of them."""
         return self.head(self.features(x))
 
 
