@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ikem_fast import ops
 from ikem_fast.methods import IKEM, RelationalDistillation
 
 SIZES = {
@@ -30,3 +31,8 @@ def batch(num_clips: int = 5, num_frames: int = 12, num_joints: int = 20, num_pe
     generator = torch.Generator().manual_seed(seed)
     views = torch.randn(2, num_clips, 3, num_frames, num_joints, num_persons, generator=generator)
     return views[0], views[1], torch.randint(10, 100, (num_clips,), generator=generator)
+
+
+def derived(module: IKEM | RelationalDistillation, clips: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
+    """The modalities (S, N, 3, T, V, M) of clips, not by the op that the trainers call."""
+    return ops.derive_modalities(clips, num_frames, module.layout, module.modalities)

@@ -4,7 +4,7 @@ import small_trainers
 import torch
 from torch.nn import functional
 
-from ikem_fast import MODALITIES, load_reference, methods
+from ikem_fast import MODALITIES, load_reference, methods, ops
 from ikem_fast.quirks import Quirks
 
 THREE = ("joint", "motion", "bone")
@@ -58,7 +58,7 @@ def test_the_first_view_goes_to_the_teacher_and_the_second_to_the_student():
     module = small_trainers.distillation(quirks=Quirks(teacher_in_training_mode=False)).eval()
     view_q, view_k, num_frames = small_trainers.batch()
     module.training_losses(view_q, view_k, num_frames)
-    views = module.derive(view_q, num_frames)
+    views = small_trainers.derived(module, view_q, num_frames)
     t = torch.stack([encoder(x) for encoder, x in zip(module.teacher_encoders.values(), views, strict=True)])
     t = functional.normalize(t, dim=2)
     torch.testing.assert_close(module.queue[:, :, :5].mT, t)
@@ -92,8 +92,8 @@ def test_quirk_4_the_three_modality_variant(early_fusion):
     quirks = Quirks(early_fusion_student=early_fusion)
     module = small_trainers.distillation(small_trainers.ikem(modalities=THREE, quirks=quirks))
     view_q, view_k, num_frames = small_trainers.batch()
-    bones = module.derive(view_q, num_frames)[2]
-    assert bool(bones[:, :, :, module.layout.root].any()) is not early_fusion
+    bones = module.derive(view_q, num_frames).views[0, 2]
+    assert bool(bones[:, :, module.layout.root].any()) is not early_fusion
     losses = module.training_losses(view_q, view_k, num_frames)
     if early_fusion:
         assert list(losses) == ["distill/early_fusion"]
@@ -105,10 +105,26 @@ def test_quirk_4_the_three_modality_variant(early_fusion):
         assert list(losses) == [f"distill/{name}" for name in THREE]
 
 
+@pytest.mark.parametrize("early_fusion", [True, False])
+def test_stored_clips_give_the_losses_of_clips_augmented_beforehand(early_fusion):
+    clips, _, num_frames = small_trainers.batch(num_clips=7, num_persons=2)
+    indices = torch.tensor([6, 0, 3, 3, 2])
+    drawn = ops.draw_views(5, 2, indices, clips.shape[2], ops.AugmentationConfig())
+    teacher = {"modalities": THREE, "quirks": Quirks(early_fusion_student=True)} if early_fusion else {}
+    stored, beforehand = (small_trainers.distillation(small_trainers.ikem(**teacher)) for _ in range(2))
+    views = stored.views(clips, num_frames, indices, drawn)
+    assert [view.views.shape[:2] for view in views] == [(1, 3 if early_fusion else 6), (1, 3)]
+    losses = stored.losses(*views)
+    augmented = [ops.augment(clips[indices], drawn.view(view)) for view in range(2)]
+    expected = beforehand.training_losses(*augmented, num_frames[indices])
+    assert list(losses) == list(expected)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_quirk_4_leaves_six_modality_teachers_alone():
     module = small_trainers.distillation(small_trainers.ikem(quirks=Quirks.release()))
     assert module.feature_names == THREE
-    assert module.derive(*small_trainers.batch()[1:])[2][:, :, :, module.layout.root].any()
+    assert module.derive(*small_trainers.batch()[1:]).views[0, 2][:, :, module.layout.root].any()
 
 
 def test_config_rebuilds_the_module():

@@ -79,7 +79,7 @@ def test_a_step_moves_the_keys_before_use_and_enqueues_them_after():
     assert torch.equal(module.queue[:, :, 5:], queue[:, :, 5:])
     torch.testing.assert_close(module.queue[:, :, :5].norm(dim=1), torch.ones(2, 5))
     # The keys in the queue are those of the moved encoders, in training mode as in the step.
-    keys = module.key_encoders["motion"](module.derive(view_k, num_frames)[1])
+    keys = module.key_encoders["motion"](small_trainers.derived(module, view_k, num_frames)[1])
     torch.testing.assert_close(module.queue[1, :, :5].T, functional.normalize(keys, dim=1), rtol=1e-4, atol=1e-5)
 
 
@@ -171,7 +171,7 @@ def test_one_person_one_clip_one_frame():
     [
         ({"modalities": ("joint", "joint")}, "modalities must be distinct"),
         ({"modalities": ("join",)}, "did you mean 'joint'"),
-        ({"modalities": ()}, "at least one modality"),
+        ({"modalities": ()}, "modalities must be a non-empty sequence"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"momentum": 1.5}, "momentum must be in"),
         ({"topk": 13}, "topk must be in 1 ... queue_size = 12, got 13"),
@@ -189,6 +189,40 @@ def test_unknown_stage():
         small_trainers.ikem().training_losses(*small_trainers.batch(), stage="both")
 
 
+def test_stored_clips_give_the_losses_of_clips_augmented_beforehand():
+    clips, _, num_frames = small_trainers.batch(num_clips=7, num_persons=2)
+    indices = torch.tensor([6, 0, 3, 3, 2])
+    drawn = ops.draw_views(5, 2, indices, clips.shape[2], ops.AugmentationConfig(camera_view=1.0, motion_scale=True))
+    stored, beforehand = (small_trainers.ikem() for _ in range(2))
+    losses = stored.losses(*stored.views(clips, num_frames, indices, drawn), "cross")
+    augmented = [ops.augment(clips[indices], drawn.view(view)) for view in range(2)]
+    expected = beforehand.training_losses(*augmented, num_frames[indices], "cross")
+    assert list(losses) == list(expected)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stored.queue, beforehand.queue, rtol=1e-3, atol=1e-4)
+
+
+def test_without_augmentation_both_views_are_the_clips_as_they_are():
+    module = small_trainers.ikem(modalities=("joint", "bone"))
+    clips, _, num_frames = small_trainers.batch()
+    nothing = ops.draw_views(0, 1, torch.arange(5), 12, ops.AugmentationConfig(crop_padding_ratio=0, shear=0.0))
+    for parameters in (nothing, None):
+        first, second = module.views(clips, num_frames, None, parameters)
+        assert torch.equal(first.views, second.views)
+        assert torch.equal(first.views, module.derive(clips, num_frames).views)
+
+
+def test_features_have_a_gradient_through_the_clips():
+    module = small_trainers.ikem(modalities=("joint", "bone")).double()
+    clips, _, num_frames = small_trainers.batch()
+    clips = clips.double().requires_grad_()
+    features = module.features(clips, num_frames)
+    features.square().sum().backward()
+    assert clips.grad.isfinite().all()
+    assert clips.grad.abs().amax(dim=(1, 2, 3, 4)).min() > 0
+    torch.testing.assert_close(features.detach(), module.features(clips.detach(), num_frames))
+
+
 def test_losses_are_those_of_the_ops():
     module = small_trainers.ikem(modalities=("joint", "motion"), momentum=1.0).eval()
     view_q, view_k, num_frames = small_trainers.batch()
@@ -199,8 +233,8 @@ def test_losses_are_those_of_the_ops():
             [functional.normalize(encoder(x), dim=1) for encoder, x in zip(encoders.values(), views, strict=True)]
         )
         for encoders, views in (
-            (module.query_encoders, module.derive(view_q, num_frames)),
-            (module.key_encoders, module.derive(view_k, num_frames)),
+            (module.query_encoders, small_trainers.derived(module, view_q, num_frames)),
+            (module.key_encoders, small_trainers.derived(module, view_k, num_frames)),
         )
     )
     torch.testing.assert_close(torch.stack(list(losses.values())), ops.info_nce(q, k, queue, module.temperature))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ikem_fast.layouts import Layout
-from ikem_fast.methods.common import THREE_MODALITIES, ModalityModule, check_sizes
+from ikem_fast.methods.common import THREE_MODALITIES, ModalityModule, check_sizes, encoder_inputs
 from ikem_fast.modalities import MODALITIES
 from ikem_fast.quirks import Quirks
 
@@ -59,8 +59,8 @@ class LinearClassifier(ModalityModule):
             view: ``"all"`` modalities, ``"3views"`` (joint, motion and bone), one modality's name, or several names.
         """
         names = self._names(view)
-        views = self.derive(clips, num_frames, names)
-        return torch.stack([self.encoders[name](x) for name, x in zip(names, views, strict=True)]).mean(dim=0)
+        inputs = encoder_inputs(self.derive(clips, num_frames, names))
+        return torch.stack([self.encoders[name](x) for name, x in zip(names, inputs, strict=True)]).mean(dim=0)
 
     def _names(self, view: str | Iterable[str]) -> tuple[str, ...]:
         if isinstance(view, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,22 +15,11 @@ from ikem_fast import ops
 from ikem_fast.layouts import Layout
 from ikem_fast.layouts import from_dict as layout_from_dict
 from ikem_fast.layouts import get as get_layout
-from ikem_fast.nn import STGCN
+from ikem_fast.nn import STGCN, EncoderInput
+from ikem_fast.ops import ClipViews, ViewParameters
 from ikem_fast.quirks import Quirks
 
 THREE_MODALITIES = ("joint", "motion", "bone")
-
-
-def check_modalities(names: Iterable[str]) -> tuple[str, ...]:
-    """The names as a tuple; raises unless they are known, distinct and at least one."""
-    names = tuple(names)
-    if not names:
-        raise ValueError("modalities must name at least one modality, got none")
-    for name in names:
-        modality_registry.get(name)
-    if len(set(names)) != len(names):
-        raise ValueError(f"modalities must be distinct, got {', '.join(names)}")
-    return names
 
 
 def check_sizes(**sizes: int) -> None:
@@ -64,7 +54,7 @@ class ModalityModule(nn.Module):
     def __init__(self, layout: str | Layout, modalities: Iterable[str], quirks: Quirks) -> None:
         super().__init__()
         self.layout = get_layout(layout)
-        self.modalities = check_modalities(modalities)
+        self.modalities = modality_registry.check(modalities)
         self.quirks = quirks
 
     def encoder(self, *head_sizes: int, in_channels: int = 3) -> STGCN:
@@ -78,18 +68,39 @@ class ModalityModule(nn.Module):
             dropout=self.dropout,
         )
 
-    def derive(self, clips: Tensor, num_frames: Tensor, modalities: Iterable[str] | None = None) -> Tensor:
-        """The modalities (S, N, 3, T, V, M) of clips (N, 3, T, V, M) of ``num_frames`` (N,) recorded frames."""
-        return ops.derive_modalities(
-            clips,
-            num_frames,
-            self.layout,
-            tuple(modalities or self.modalities),
-            chest_normal=not leaves_chest_normal_out(self.quirks, self.modalities),
-        )
+    def derive(
+        self,
+        clips: Tensor,
+        num_frames: Tensor,
+        modalities: Iterable[str] | None = None,
+        *,
+        indices: Tensor | None = None,
+        parameters: ViewParameters | None = None,
+    ) -> ClipViews:
+        """Views of clips in some modalities, by default the module's own, in order.
+
+        Args:
+            clips: (N, 3, T, V, M); the gradient goes through them if they require one and are not augmented.
+            num_frames: (N,) frames of each recording.
+            modalities: names of the modalities.
+            indices: which clips, (B,) int64; ``None`` for all.
+            parameters: of the augmented views (``ikem_fast.ops.draw_views``); ``None`` for the clips as they are.
+        """
+        names = self.modalities if modalities is None else tuple(modalities)
+        chest_normal = not leaves_chest_normal_out(self.quirks, self.modalities)
+        if indices is None and parameters is None and clips.requires_grad and torch.is_grad_enabled():
+            derived = ops.derive_modalities(clips, num_frames, self.layout, names, chest_normal=chest_normal)
+            return ClipViews(derived.permute(0, 1, 5, 3, 4, 2).flatten(1, 2).unsqueeze(0), None, clips.shape[-1])
+        if len(clips) and not clips[0].is_contiguous():
+            clips = clips.contiguous()
+        # Only batch norm in training mode asks for the statistics.
+        return ops.clip_views(
+            clips, num_frames, indices, parameters, self.layout, names,
+            chest_normal=chest_normal, statistics=self.training,
+        )  # fmt: skip
 
 
-class Trainer(ModalityModule):
+class Trainer(ModalityModule, ABC):
     """A module with queues that is trained by ``training_losses`` and rebuilt from ``config()``.
 
     Subclasses name themselves in ``method`` and their constructor's arguments, other than layout and quirks, in
@@ -115,6 +126,54 @@ class Trainer(ModalityModule):
         self.register_buffer("queue", random_queue(len(self.modalities), self.embedding_size, self.queue_size))
         self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.int64))
 
+    @property
+    def view_modalities(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Modalities that the first and the second view of a step are derived in."""
+        return self.modalities, self.modalities
+
+    def views(
+        self,
+        clips: Tensor,
+        num_frames: Tensor,
+        indices: Tensor | None = None,
+        parameters: ViewParameters | None = None,
+    ) -> tuple[ClipViews, ClipViews]:
+        """The two augmented views of a training step, each in the modalities it is needed in.
+
+        Args:
+            clips: stored clips (N, 3, T, V, M).
+            num_frames: (N,) frames of each recording.
+            indices: which clips, (B,) int64; ``None`` for all.
+            parameters: of two views (``ikem_fast.ops.draw_views``); ``None`` for the clips as they are, twice.
+        """
+        first, second = self.view_modalities
+        if first == second:
+            both = self.derive(clips, num_frames, first, indices=indices, parameters=parameters)
+            return both.view(0), both.view(-1)
+        of_view = (None, None) if parameters is None else (parameters.only(0), parameters.only(-1))
+        return (
+            self.derive(clips, num_frames, first, indices=indices, parameters=of_view[0]),
+            self.derive(clips, num_frames, second, indices=indices, parameters=of_view[1]),
+        )
+
+    @abstractmethod
+    def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> dict[str, Tensor]:
+        """Losses of one training step on two views, as ``views`` gives them; their sum is the step's loss."""
+
+    def training_losses(
+        self, view_q: Tensor, view_k: Tensor, num_frames: Tensor, stage: str | None = None
+    ) -> dict[str, Tensor]:
+        """``losses`` of two views that the caller augmented.
+
+        Args:
+            view_q: (N, 3, T, V, M) clips for the first view.
+            view_k: (N, 3, T, V, M) the same clips augmented differently, for the second.
+            num_frames: (N,) frames of each recording.
+            stage: see ``losses``.
+        """
+        first, second = self.view_modalities
+        return self.losses(self.derive(view_q, num_frames, first), self.derive(view_k, num_frames, second), stage)
+
     def config(self) -> dict[str, Any]:
         """Everything but the weights, as plain values; ``from_config`` builds the same module again."""
         values = {name: getattr(self, name) for name in self.config_fields}
@@ -134,15 +193,36 @@ class Trainer(ModalityModule):
         return cls(layout_from_dict(config["layout"]), **arguments, quirks=Quirks(**config["quirks"]))
 
 
-def embed(encoders: nn.ModuleDict, views: Iterable[Tensor]) -> Tensor:
-    """Unit embeddings (S, N, D) of one view per encoder."""
-    outputs = [encoder(x) for encoder, x in zip(encoders.values(), views, strict=True)]
+def embed(encoders: nn.ModuleDict, view: ClipViews) -> Tensor:
+    """Unit embeddings (S, N, D) of one view, an encoder for each of its modalities."""
+    outputs = [encoder(x) for encoder, x in zip(encoders.values(), encoder_inputs(view), strict=True)]
     return functional.normalize(torch.stack(outputs), dim=2)
 
 
-def encode(encoders: nn.ModuleDict, views: Iterable[Tensor]) -> Tensor:
-    """Features (S, N, d) of one view per encoder."""
-    return torch.stack([encoder.features(x) for encoder, x in zip(encoders.values(), views, strict=True)])
+def encode(encoders: nn.ModuleDict, view: ClipViews) -> Tensor:
+    """Features (S, N, d) of one view, an encoder for each of its modalities."""
+    return torch.stack(
+        [encoder.features(x) for encoder, x in zip(encoders.values(), encoder_inputs(view), strict=True)]
+    )
+
+
+def encoder_inputs(view: ClipViews) -> list[EncoderInput]:
+    """What the encoder of each modality reads of a single view."""
+    (values,) = view.views
+    if view.statistics is None:
+        return [EncoderInput(x, view.num_persons) for x in values]
+    (mean,), (variance,) = view.mean_and_variance()
+    return [EncoderInput(x, view.num_persons, m, v) for x, m, v in zip(values, mean, variance, strict=True)]
+
+
+def fuse_early(inputs: Iterable[EncoderInput]) -> EncoderInput:
+    """One input with the channels of all."""
+    inputs = tuple(inputs)
+    values = torch.cat([x.values for x in inputs], dim=-1)
+    if inputs[0].mean is None:
+        return EncoderInput(values, inputs[0].num_persons)
+    mean, variance = (torch.cat([getattr(x, name) for x in inputs], dim=-1) for name in ("mean", "variance"))
+    return EncoderInput(values, inputs[0].num_persons, mean, variance)
 
 
 def project(heads: Iterable[nn.Module], features: Tensor) -> Tensor:

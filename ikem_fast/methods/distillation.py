@@ -8,20 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ikem_fast import modalities as modality_registry
 from ikem_fast import ops
 from ikem_fast.layouts import Layout
 from ikem_fast.methods.common import (
     THREE_MODALITIES,
     Trainer,
-    check_modalities,
     embed,
     encode,
+    encoder_inputs,
+    fuse_early,
     leaves_chest_normal_out,
     project,
     random_queue,
 )
 from ikem_fast.methods.ikem import IKEM
 from ikem_fast.modalities import MODALITIES
+from ikem_fast.ops import ClipViews
 from ikem_fast.quirks import Quirks
 
 EARLY_FUSION = "early_fusion"
@@ -70,7 +73,7 @@ class RelationalDistillation(Trainer):
         quirks: Quirks = Quirks(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(layout, modalities, quirks)
-        self.student_modalities = check_modalities(student_modalities)
+        self.student_modalities = modality_registry.check(student_modalities, "student_modalities")
         self.hidden_channels = hidden_channels
         self.feature_size = feature_size
         self.embedding_size = embedding_size
@@ -147,24 +150,22 @@ class RelationalDistillation(Trainer):
         """
         if part not in ("student", "teacher"):
             raise ValueError(f"part must be 'student' or 'teacher', got {part!r}")
+        teacher_modalities, student_modalities = self.view_modalities
         if part == "teacher":
-            encoders, views = self.teacher_encoders, self.derive(clips, num_frames)
-        elif self.early_fusion:
-            modalities = self.derive(clips, num_frames, THREE_MODALITIES)
-            encoders, views = self.student_encoders, torch.cat(list(modalities), dim=1).unsqueeze(0)
-        else:
-            encoders, views = self.student_encoders, self.derive(clips, num_frames, self.student_modalities)
-        return encode(encoders, views)
+            return encode(self.teacher_encoders, self.derive(clips, num_frames, teacher_modalities))
+        return self._student_features(self.derive(clips, num_frames, student_modalities))
 
-    def training_losses(
-        self, view_q: Tensor, view_k: Tensor, num_frames: Tensor, stage: str | None = None
-    ) -> dict[str, Tensor]:
+    @property
+    def view_modalities(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The teacher's modalities, and the students'."""
+        return self.modalities, THREE_MODALITIES if self.early_fusion else self.student_modalities
+
+    def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> dict[str, Tensor]:
         """Losses ``distill/<student>`` of one training step; their sum is the step's loss. Fills the queues after.
 
         Args:
-            view_q: (N, 3, T, V, M) augmented clips, seen by the teacher.
-            view_k: the same clips augmented differently, seen by the students.
-            num_frames: (N,) frames of each recording.
+            view_q: one view of N clips in the teacher's modalities.
+            view_k: the other view, in the students' modalities.
             stage: distillation has one stage; accepted so that all trainers are called alike.
 
         Returns:
@@ -172,8 +173,8 @@ class RelationalDistillation(Trainer):
 
         Source: docs/method.md section 7.
         """
-        teacher = self._teacher_embeddings(view_q, num_frames)
-        features = self.features(view_k, num_frames)
+        teacher = self._teacher_embeddings(view_q)
+        features = self._student_features(view_k)
         student = project([encoder.head for encoder in self.student_encoders.values()], features)
         # Backward reads the teacher's queue as it was, while the new embeddings already take their places.
         losses = ops.relational_distillation_loss(
@@ -185,8 +186,13 @@ class RelationalDistillation(Trainer):
         return {f"distill/{name}": loss for name, loss in zip(self.feature_names, losses, strict=True)}
 
     @torch.no_grad()
-    def _teacher_embeddings(self, view: Tensor, num_frames: Tensor) -> Tensor:
-        return embed(self.teacher_encoders, self.derive(view, num_frames))
+    def _teacher_embeddings(self, view: ClipViews) -> Tensor:
+        return embed(self.teacher_encoders, view)
+
+    def _student_features(self, view: ClipViews) -> Tensor:
+        if not self.early_fusion:
+            return encode(self.student_encoders, view)
+        return self.student_encoders[EARLY_FUSION].features(fuse_early(encoder_inputs(view))).unsqueeze(0)
 
     def _queues(self) -> Tensor:
         """The queues that the teacher's embeddings are compared with (quirk Q2 swaps one)."""

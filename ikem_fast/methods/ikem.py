@@ -13,6 +13,7 @@ from ikem_fast.layouts import Layout
 from ikem_fast.methods.common import Trainer, embed, encode, project
 from ikem_fast.modalities import MODALITIES
 from ikem_fast.nn import initialize_weights
+from ikem_fast.ops import ClipViews
 from ikem_fast.quirks import Quirks
 
 STAGES = ("single", "cross")
@@ -110,33 +111,31 @@ class IKEM(Trainer):
         """
         return encode(self.query_encoders, self.derive(clips, num_frames))
 
-    def training_losses(
-        self, view_q: Tensor, view_k: Tensor, num_frames: Tensor, stage: str = "single"
-    ) -> dict[str, Tensor]:
+    def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> dict[str, Tensor]:
         """Losses of one training step; their sum is the step's loss.
 
         Moves the key encoders before they are used and fills the queues after the losses.
 
         Args:
-            view_q: (N, 3, T, V, M) augmented clips for the query encoders.
-            view_k: the same clips augmented differently, for the key encoders.
-            num_frames: (N,) frames of each recording.
-            stage: ``"single"`` for ``single/<modality>``, ``"cross"`` for ``context/<modality>`` and
-                ``exchange/<modality>``.
+            view_q: one view of N clips in all modalities, for the query encoders.
+            view_k: the other view, for the key encoders.
+            stage: ``"single"``, also if left out, for ``single/<modality>``; ``"cross"`` for ``context/<modality>``
+                and ``exchange/<modality>``.
 
         Returns:
             Scalar tensors by name.
 
         Source: docs/method.md sections 5 and 6.
         """
+        stage = "single" if stage is None else stage
         if stage not in STAGES:
             raise ValueError(f"stage must be 'single' or 'cross', got {stage!r}")
         if stage == "cross" and self.context and len(self.modalities) < 2:
             raise ValueError("stage 'cross' needs at least 2 modalities, got 1: turn the context loss off")
         self._move_key_encoders(stage)
-        features = self.features(view_q, num_frames)
+        features = encode(self.query_encoders, view_q)
         q = project([encoder.head for encoder in self.query_encoders.values()], features)
-        k = self._keys(view_k, num_frames)
+        k = self._keys(view_k)
         # Backward reads the queue as it was, while the new keys already take their places.
         queue = self.queue.clone()
         losses = {}
@@ -155,8 +154,8 @@ class IKEM(Trainer):
         return {f"{kind}/{name}": loss for name, loss in zip(self.modalities, losses, strict=True)}
 
     @torch.no_grad()
-    def _keys(self, view_k: Tensor, num_frames: Tensor) -> Tensor:
-        return embed(self.key_encoders, self.derive(view_k, num_frames))
+    def _keys(self, view_k: ClipViews) -> Tensor:
+        return embed(self.key_encoders, view_k)
 
     def _move_key_encoders(self, stage: str) -> None:
         moving = self.modalities

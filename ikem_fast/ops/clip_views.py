@@ -29,10 +29,20 @@ class ClipViews(NamedTuple):
         views: (R, S, B·M, T, V, 3), contiguous: the persons of a sample one after another, channels last.
         statistics: sums and sums of squares of the values in ``views`` over persons and frames, (2, R, S, V, 3)
             float64, or ``None`` if they were not asked for.
+        num_persons: M.
     """
 
     views: Tensor
     statistics: Tensor | None
+    num_persons: int
+
+    def view(self, number: int) -> ClipViews:
+        """One of the views alone (R = 1), sharing memory; negative numbers count from the last."""
+        number = range(len(self.views))[number]
+        one = slice(number, number + 1)
+        return self._replace(
+            views=self.views[one], statistics=None if self.statistics is None else self.statistics[:, one]
+        )
 
     def mean_and_variance(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of every view, modality, joint and channel, each (R, S, V, 3) float64: the batch
@@ -80,7 +90,7 @@ def clip_views(
             depend on the number of threads.
 
     Returns:
-        ``views`` (R, S, B·M, T, V, 3) and ``statistics``.
+        ``views`` (R, S, B·M, T, V, 3), ``statistics`` and ``num_persons``.
 
     Raises:
         ValueError: an argument of the wrong shape, dtype, device or name, clips that are not contiguous or require a
@@ -115,7 +125,7 @@ def clip_views(
         dtype,
         statistics,
     )
-    return ClipViews(views, sums if statistics else None)
+    return ClipViews(views, sums if statistics else None, clips.shape[4])
 
 
 def clip_views_reference(
@@ -147,9 +157,10 @@ def clip_views_reference(
         views.append(derived.permute(0, 1, 5, 3, 4, 2).flatten(1, 2))
     rounded = torch.stack(views).to(dtype)
     if not statistics:
-        return ClipViews(rounded, None)
+        return ClipViews(rounded, None, clips.shape[4])
     exact = rounded.double()
-    return ClipViews(rounded, torch.stack([exact.sum(dim=(2, 3)), exact.square().sum(dim=(2, 3))]))
+    sums = torch.stack([exact.sum(dim=(2, 3)), exact.square().sum(dim=(2, 3))])
+    return ClipViews(rounded, sums, clips.shape[4])
 
 
 def _computed_dtype(clips: Tensor) -> torch.dtype:

@@ -45,6 +45,10 @@ class ViewParameters:
             motion_scale=row(self.motion_scale),
         )
 
+    def only(self, number: int) -> ViewParameters:
+        """One view's parameters as those of a single view (R = 1); negative numbers count from the last."""
+        return ViewParameters.stack([self.view(number)])
+
     @classmethod
     def stack(cls, views: Sequence[AugmentationParameters]) -> ViewParameters:
         """The parameters of several views of the same batch; in each the same augmentations are on."""
