@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -11,11 +12,12 @@ import torch
 from engine_helpers import NUM_TRAIN, tiny_config
 
 from ikem_fast import engine
-from ikem_fast.data import ClipSet
-from ikem_fast.engine import checkpoints, randomness
+from ikem_fast.data import DataError
+from ikem_fast.engine import checkpoints, loop, randomness
 from ikem_fast.engine.loop import learning_rate, stage_of
 from ikem_fast.engine.run_log import read_log
 from ikem_fast.methods import IKEM, RelationalDistillation
+from ikem_fast.ops import draw_views
 
 STEPS_PER_EPOCH = NUM_TRAIN // 4
 
@@ -54,7 +56,7 @@ def assert_same_run(first, second):
 
 def interfere(monkeypatch, method_class, at_call, action):
     """Calls ``action`` inside the forward pass of the ``at_call``-th step from now on."""
-    original, calls = method_class.training_losses, 0
+    original, calls = method_class.losses, 0
 
     def wrapped(self, *arguments, **options):
         nonlocal calls
@@ -62,7 +64,7 @@ def interfere(monkeypatch, method_class, at_call, action):
         losses = original(self, *arguments, **options)
         return action(losses) if calls == at_call else losses
 
-    monkeypatch.setattr(method_class, "training_losses", wrapped)
+    monkeypatch.setattr(method_class, "losses", wrapped)
 
 
 def terminate(losses):
@@ -125,26 +127,48 @@ def test_order_of_clips_depends_on_seed_and_epoch_alone():
 
 def test_views_of_a_step_differ_and_every_clip_comes_once_an_epoch(clips, tmp_path, monkeypatch):
     seen, views = [], []
-    original = ClipSet.batch
 
-    def batch(self, indices, **options):
-        if options.get("file_frame_count"):
-            seen.append(list(indices))
-        return original(self, indices, **options)
+    def draw(seed, epoch, samples, *arguments):
+        seen.append(samples.tolist())
+        return draw_views(seed, epoch, samples, *arguments)
 
-    def training_losses(self, view_q, view_k, num_frames, stage):
-        views.append((view_q.clone(), view_k.clone()))
+    def losses(self, view_q, view_k, stage):
+        views.append((view_q.views.clone(), view_k.views.clone()))
         return {"single/joint": sum(p.sum() for p in self.query_encoders.parameters()) * 0.0}
 
-    monkeypatch.setattr(ClipSet, "batch", batch)
-    monkeypatch.setattr(IKEM, "training_losses", training_losses)
+    monkeypatch.setattr(loop, "draw_views", draw)
+    monkeypatch.setattr(IKEM, "losses", losses)
     config = tiny_config("pretrain.cross_epoch=null", "knn_every_epochs=0", f"max_steps={STEPS_PER_EPOCH}")
     engine.pretrain(clips, tmp_path / "run", config, progress=False)
     assert [len(indices) for indices in seen] == [4] * STEPS_PER_EPOCH
     assert len({index for indices in seen for index in indices}) == 4 * STEPS_PER_EPOCH
     for view_q, view_k in views:
-        assert view_q.shape == (4, 3, 12, 20, 1)
+        assert view_q.shape == (1, 2, 4, 12, 20, 3)
         assert not torch.equal(view_q, view_k)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_where_the_clips_lie_changes_nothing(straight_run, clips, tmp_path, dtype):
+    runs = {}
+    for place in ("resident", "stream"):
+        config = tiny_config(f"storage.place={place}", f"storage.dtype={dtype}")
+        runs[place] = engine.pretrain(clips, tmp_path / place, config, progress=False)
+    assert_same_run(runs["resident"], runs["stream"])
+    as_by_default = comparable_log(runs["stream"]) == comparable_log(straight_run)
+    assert as_by_default is (dtype == "float32")
+
+
+def test_clips_that_cannot_be_read_end_the_run_with_its_last_good_checkpoint(clips, tmp_path, monkeypatch):
+    folder = shutil.copytree(clips, tmp_path / "clips")
+
+    def truncate(losses):
+        os.truncate(folder / "clips.npy", 2000)
+        return losses
+
+    interfere(monkeypatch, IKEM, 2, truncate)
+    config = tiny_config("storage.place=stream")
+    with pytest.raises(DataError, match=r"clips\.npy.*the last good checkpoint is .*last\.pt \(epoch 1, step 2\)"):
+        engine.pretrain(folder, tmp_path / "run", config, progress=False)
 
 
 @pytest.mark.parametrize("at_step", [4, 5, 8])

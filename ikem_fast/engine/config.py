@@ -1,9 +1,9 @@
 """The configuration of every command: typed sections, YAML presets and ``key=value`` overrides.
 
 One file serves all commands. ``model``, ``augmentation``, ``fidelity`` and ``quirks`` describe the method;
-``pretrain``, ``distill``, ``linear`` and ``knn`` the recipe of the command of that name; ``logging`` what a run writes
-down. A file need only give what differs from the defaults below (the published recipe) or from the preset or file that
-its ``base`` names.
+``pretrain``, ``distill``, ``linear`` and ``knn`` the recipe of the command of that name; ``storage`` says where clips
+lie in training, ``logging`` what a run writes down. A file need only give what differs from the defaults below (the
+published recipe) or from the preset or file that its ``base`` names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ikem_fast import modalities as modality_registry
 from ikem_fast.atomic import atomic_open
+from ikem_fast.data.sources import PLACES
 from ikem_fast.modalities import MODALITIES
 from ikem_fast.ops.augment import AugmentationConfig as AugmentationSettings
 from ikem_fast.quirks import Quirks
@@ -63,6 +65,14 @@ class AugmentationConfig:
     shear: float = 0.5  # amplitude; 0 = no shear
     camera_view: float = 0.0  # amplitude of a random scale and rotation; 0 = off, as published
     motion_scale: bool = False
+
+
+@dataclass
+class StorageConfig:
+    """Where the training clips lie during a run."""
+
+    place: str = "auto"  # resident = on the device, stream = read ahead from the file, auto = by size; same results
+    dtype: str = "float32"  # float16 halves the space and rounds coordinates to a millimetre at two metres
 
 
 @dataclass
@@ -159,6 +169,7 @@ class Config:
     fidelity: str = "default"  # "release" turns every quirk on
     model: ModelConfig = field(default_factory=ModelConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
     quirks: QuirksConfig = field(default_factory=QuirksConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -180,7 +191,7 @@ def _leaf_types(cls: type, prefix: str = "") -> dict[str, Any]:
 
 _LEAVES = _leaf_types(Config)
 _SECTIONS = tuple(f.name for f in dataclasses.fields(Config) if f"{f.name}" not in _LEAVES)
-_SHARED_SECTIONS = ("model", "augmentation", "quirks", "logging")
+_SHARED_SECTIONS = ("model", "augmentation", "storage", "quirks", "logging")
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -459,6 +470,9 @@ def validate(config: Config) -> None:
     in_range("augmentation.shear", augmentation.shear, 0)
     in_range("augmentation.camera_view", augmentation.camera_view, 0)
 
+    need("storage.place", config.storage.place in PLACES, f"one of {', '.join(PLACES)}")
+    need("storage.dtype", config.storage.dtype in ("float32", "float16"), "float32 or float16")
+
     for name in ("pretrain", "distill", "linear"):
         section = getattr(config, name)
         in_range(f"{name}.epochs", section.epochs, 1)
@@ -516,13 +530,11 @@ def validate(config: Config) -> None:
 
 
 def _check_modalities(key: str, names: list[str]) -> None:
-    for name in names:
-        if name not in MODALITIES:
-            raise ConfigError(
-                f"{key}: unknown modality {name!r}{_nearest(name, MODALITIES)}; known are {', '.join(MODALITIES)}"
-            )
-    if not names or len(set(names)) != len(names):
-        raise ConfigError(f"{key} must be one or more distinct modalities, got {names!r}")
+    try:
+        modality_registry.check(names, key)
+    except ValueError as error:
+        message = str(error)
+        raise ConfigError(message if message.startswith(key) else f"{key}: {message}") from None
 
 
 # ---- using -----------------------------------------------------------------------------------------------------------

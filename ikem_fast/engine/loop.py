@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from dataclasses import dataclass, field, fields, replace
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ikem_fast.data import ClipSet
+from ikem_fast.data import ClipSet, DataError, open_source
 from ikem_fast.engine import checkpoints, randomness
 from ikem_fast.engine.config import Config, ConfigError, augmentation_settings, resolve_device, to_dict
 from ikem_fast.engine.interruption import StopRequest, TrainingInterrupted
@@ -21,7 +23,7 @@ from ikem_fast.engine.run_log import LogError, RunLog
 from ikem_fast.evaluation.features import extract
 from ikem_fast.evaluation.knn import evaluate_knn
 from ikem_fast.methods import IKEM, RelationalDistillation
-from ikem_fast.ops.augment import AugmentationParameters, augment, draw_augmentation
+from ikem_fast.ops import draw_views
 
 
 class NonFiniteError(RuntimeError):
@@ -84,8 +86,8 @@ def train(
     """Trains a method to the last epoch or ``max_steps``, whichever comes first.
 
     With a checkpoint it goes on from there, in the middle of an epoch too, and on the CPU every later loss is bit for
-    bit what it would have been without the interruption: the clips' order and the augmentation are drawn anew from
-    (seed, epoch, step), and dropout goes on from the saved state of torch's generator.
+    bit what it would have been without the interruption: the clips' order is drawn anew from (seed, epoch), a clip's
+    augmentation from (seed, epoch, its number, view), and dropout goes on from the saved state of torch's generator.
 
     Args:
         method: the module to train; with a checkpoint, its weights are replaced.
@@ -101,6 +103,7 @@ def train(
     Raises:
         ConfigError: fewer clips than a batch.
         NonFiniteError: a loss or weight became infinite or NaN.
+        DataError: the clips cannot be read.
         CheckpointError, LogError: a checkpoint or the log cannot be written.
         TrainingInterrupted: SIGTERM or SIGINT came; a checkpoint was written first.
     """
@@ -108,6 +111,13 @@ def train(
     logging = config.logging
     device = resolve_device(config)
     augmentation = augmentation_settings(config)
+    source = open_source(
+        train_set,
+        device=device,
+        dtype=getattr(torch, config.storage.dtype),
+        place=config.storage.place,
+        file_frame_count=method.quirks.file_frame_count,
+    )
     batch_size = section.batch_size
     steps_per_epoch = count_steps(train_set, kind, config)
     last_step = section.epochs * steps_per_epoch
@@ -140,6 +150,8 @@ def train(
 
     checkpoint_folder = run_folder / checkpoints.FOLDER
     log = RunLog(run_folder, position=log_position, step=state.step, tensorboard=logging.tensorboard)
+    if progress:
+        tqdm.write(source.describe(), file=sys.stderr)
     bar = tqdm(total=last_step, initial=state.step, unit="step", disable=not progress, dynamic_ncols=True)
     clock = time.perf_counter()
     steps_since_reading = 0
@@ -251,41 +263,37 @@ def train(
                 stage = stage_of(kind, section, state.epoch)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(section, state.epoch)
-                order = randomness.epoch_order(len(train_set), config.seed, state.epoch)
+                order = randomness.epoch_order(len(train_set), config.seed, state.epoch).numpy()
+                ends = range(batch_size, steps_per_epoch * batch_size + 1, batch_size)
+                batches = source.batches([order[end - batch_size : end] for end in ends[state.step_in_epoch :]])
                 shown_stage = "" if stage == kind else f" {stage}"
                 bar.set_description_str(f"{kind} epoch {state.epoch}/{section.epochs}{shown_stage}")
 
-                while state.step_in_epoch < steps_per_epoch and state.step < last_step:
-                    start = state.step_in_epoch * batch_size
-                    batch = train_set.batch(
-                        order[start : start + batch_size].numpy(),
-                        device=device,
-                        file_frame_count=method.quirks.file_frame_count,
-                    )
-                    views = []
-                    for view in range(2):
-                        key = (config.seed, randomness.AUGMENTATION, state.epoch, state.step_in_epoch, view)
-                        parameters = draw_augmentation(
-                            batch_size, batch.clips.shape[2], augmentation, randomness.generator(*key)
+                # Closing it ends the reading ahead of an epoch that is left early.
+                with closing(batches):
+                    while state.step_in_epoch < steps_per_epoch and state.step < last_step:
+                        batch = next(batches)
+                        parameters = draw_views(
+                            config.seed, state.epoch, batch.samples, train_set.clip_length, augmentation
                         )
-                        views.append(augment(batch.clips, _to_device(parameters, device)))
-                    losses = method.training_losses(*views, batch.num_frames, stage=stage)
-                    optimizer.zero_grad(set_to_none=True)
-                    sum(losses.values()).backward()
-                    if section.max_gradient_norm is not None:
-                        torch.nn.utils.clip_grad_norm_(trained, section.max_gradient_norm)
-                    optimizer.step()
+                        views = method.views(batch.clips, batch.num_frames, batch.indices, parameters)
+                        losses = method.losses(*views, stage)
+                        optimizer.zero_grad(set_to_none=True)
+                        sum(losses.values()).backward()
+                        if section.max_gradient_norm is not None:
+                            torch.nn.utils.clip_grad_norm_(trained, section.max_gradient_norm)
+                        optimizer.step()
 
-                    state.step += 1
-                    state.step_in_epoch += 1
-                    state.unlogged_names = list(losses)
-                    state.unlogged.append(torch.stack([loss.detach() for loss in losses.values()]))
-                    steps_since_reading += 1
-                    bar.update()
-                    if state.step % logging.log_every_steps == 0:
-                        write_losses()
-                    if stop.signal_number is not None:
-                        break
+                        state.step += 1
+                        state.step_in_epoch += 1
+                        state.unlogged_names = list(losses)
+                        state.unlogged.append(torch.stack([loss.detach() for loss in losses.values()]))
+                        steps_since_reading += 1
+                        bar.update()
+                        if state.step % logging.log_every_steps == 0:
+                            write_losses()
+                        if stop.signal_number is not None:
+                            break
 
                 if stop.signal_number is None and state.step_in_epoch == steps_per_epoch:
                     if stage != stage_of(kind, section, state.epoch + 1) or state.epoch == section.epochs:
@@ -312,17 +320,12 @@ def train(
             # The line of an unfinished window comes after the checkpoint: a run that goes on cuts it off again, which
             # TensorBoard's events cannot be.
             write_losses(events=False)
-    except LogError as error:
-        raise LogError(f"{error}{last_good()}") from error
+    except (LogError, DataError) as error:
+        raise type(error)(f"{error}{last_good()}") from error
     finally:
         bar.close()
         log.close()
     return state
-
-
-def _to_device(parameters: AugmentationParameters, device: torch.device) -> AugmentationParameters:
-    values = {f.name: getattr(parameters, f.name) for f in fields(parameters)}
-    return replace(parameters, **{n: v.to(device) for n, v in values.items() if isinstance(v, Tensor)})
 
 
 def _by_kind(losses: dict[str, float]) -> dict[str, float]:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-# Keep the streams of one seed apart; the numbers are part of what makes a run repeatable.
-ORDER, AUGMENTATION = 0, 1
+# Keeps the stream apart from others of the same seed; the number is part of what makes a run repeatable.
+ORDER = 0
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator that depends on the key alone, e.g. (seed, AUGMENTATION, epoch, step, view)."""
+    """A CPU generator that depends on the key alone, e.g. (seed, ORDER, epoch)."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(seed & (2**63 - 1))
 
