@@ -64,7 +64,8 @@ def take(batch):
 
 def make_views(batch, clip_length):
     parameters = draw_views(5, 2, batch.samples, clip_length, AugmentationConfig(camera_view=1.0, motion_scale=True))
-    return clip_views(batch.clips, batch.num_frames, batch.indices, parameters)
+    made = clip_views(batch.clips, batch.num_frames, batch.indices, parameters)
+    return [made.views, made.statistics]
 
 
 def is_same(ours, others):
