@@ -1,6 +1,6 @@
 #!/bin/bash
-# Plants one bug at a time in a copy of a kernel and demands that the harness notices it; as many at once as there are
-# cores.
+# Plants one bug at a time in a copy of a kernel and demands that the harness notices it, in the words of the mode that
+# must; as many at once as there are cores. A kernel that no test launches must be noticed, too.
 # Usage: planted_bugs.sh BUILD_FOLDER COMPILER_COMMAND...
 set -u
 build=$1
@@ -31,16 +31,24 @@ try() {
     fail "$name" "there is nothing to change in the kernel any more"
     return
   fi
-  local flags=() link=()
+  local flags=() link=() words='^FAILED'
   case $mode in
-    asan) flags=(-fsanitize=address,undefined -fno-sanitize-recover=undefined) link=("${flags[@]}") ;;
-    race) flags=(-fsanitize=thread -DIKEM_CHECK_RACES) ;;
+    asan)
+      flags=('-fsanitize=address,undefined' -fno-sanitize-recover=undefined) link=("${flags[@]}")
+      words='ERROR: AddressSanitizer|runtime error:'
+      ;;
+    race)
+      flags=(-fsanitize=thread -DIKEM_CHECK_RACES)
+      words='cuda_emulator: .*: (race|read of uninitialised)'
+      ;;
   esac
   if ! "${compile[@]}" "${flags[@]}" -DKERNEL_SOURCE="\"$folder/kernel.cu\"" -c "$here/test_$operator.cpp" \
     -o "$folder/test.o" || ! g++ "${link[@]}" "$folder/test.o" -o "$folder/test"; then
     fail "$name" "it does not compile"
   elif ASAN_OPTIONS=detect_leaks=0 "$folder/test" 2 >"$folder/log" 2>&1; then
     fail "$name" "not noticed by $mode"
+  elif ! grep -qE "$words" "$folder/log"; then
+    fail "$name" "noticed, but not by $mode: $(head -n 1 "$folder/log")"
   else
     echo "noticed by $mode: $name"
   fi
@@ -58,5 +66,16 @@ plant clip_views store-past-a-region asan 's/from + kPerStore <= count/true/'
 plant clip_views sums-of-two-blocks-in-one-place race 's/static_cast<int64_t>(blockIdx.x) \* 2 \* size/0/'
 plant clip_views crop-not-mirrored plain 's/math::cropped_frame(t, sample.crop_start, input.crop_padding, input.clip_frames)/(t + sample.crop_start) % input.clip_frames/'
 plant clip_views squares-of-unrounded-values plain 's/const float written = widen(rounded);/const float written = coordinates[c];/'
+
+plant draw_views write-past-the-end asan 's/i >= num_draws/i >= num_draws + 1/'
+plant draw_views sample-of-another-draw plain 's|indices\[i % num_samples\]|indices[i / num_samples]|'
+
+printf '__global__ void draw_views_kernel();\n__global__ void\n__launch_bounds__((1 + 1) * 2) forgotten_kernel();\n' \
+  >"$build/planted/forgotten.cu"
+echo draw_views_kernel >"$build/planted/launched"
+said=$("$here/all_launched.sh" "$build/planted/launched" "$build/planted/forgotten.cu") &&
+  fail forgotten-kernel "a kernel that no test launches is not noticed"
+[ "$said" == "FAILED $build/planted/forgotten.cu: no test launches forgotten_kernel" ] ||
+  fail forgotten-kernel "said was: $said"
 wait
 [ ! -e "$failed" ]

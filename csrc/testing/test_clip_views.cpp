@@ -1,5 +1,5 @@
 // TEST-ONLY: the CUDA kernels of clip_views against plain loops in double, over sizes and thread schedules.
-// Usage: test_clip_views [SEEDS]. One translation unit: it includes the kernel, or a copy with a planted bug.
+// Usage: test_clip_views [SEEDS [FILE]]. One translation unit: it includes the kernel, or a copy with a planted bug.
 #ifndef KERNEL_SOURCE
 #define KERNEL_SOURCE "cuda/clip_views.cu"
 #endif
@@ -11,6 +11,7 @@
 
 #include "testing/device_buffer.h"
 #include "testing/expected_modalities.h"
+#include "testing/kernel_test.h"
 
 namespace {
 
@@ -19,8 +20,6 @@ using ikem_fast::cuda::ClipViewsInput;
 using ikem_fast::cuda::OutputRows;
 using ikem_fast::cuda::Skeleton;
 using ikem_fast::cuda::StoredElement;
-
-int failures = 0;
 
 struct Options {
   bool crop = true;
@@ -287,10 +286,8 @@ void check_determinism() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int seeds = argc > 1 ? atoi(argv[1]) : 4;
   const std::vector<int> all{0, 1, 2, 3, 4, 5};
-  for (int seed = 0; seed < seeds && failures == 0; ++seed) {
-    cuda_emulator::config.seed = seed;
+  return run_over_seeds("clip_views", argc, argv, [&](int seed) {
     // All frames of 25 joints and two persons take more than one block; small ones more than one seed.
     if (seed == 0) check<float, float>({3, 35, 25, 2}, 1, 1, all);
     if (seed == 1) check<__half, __nv_bfloat16>({2, 35, 20, 2}, 1, 1, all);
@@ -304,9 +301,6 @@ int main(int argc, char** argv) {
     check<float, float>({2, 3, 5, 2}, 0, 2, all);
     if (seed < 2) check<float, __nv_bfloat16>({1, 3, Skeleton::kMaxJoints, 2}, 1, 1, {5, 0});
     check_bad_samples();
-  }
-  check_determinism();
-  const bool passed = failures == 0 && cuda_emulator::reports.empty();
-  printf("%s clip_views, %d seeds, %zu reports\n", passed ? "passed" : "FAILED", seeds, cuda_emulator::reports.size());
-  return passed ? 0 : 1;
+    if (seed == 0) check_determinism();
+  });
 }

@@ -1,5 +1,5 @@
 // TEST-ONLY: the CUDA kernel of derive_modalities against plain loops in double, over sizes and thread schedules.
-// Usage: test_derive_modalities [SEEDS]. One translation unit: it includes the kernel, or a copy with a planted bug.
+// Usage: test_derive_modalities [SEEDS [FILE]]. One translation unit: it includes the kernel, or a copy with a planted bug.
 #ifndef KERNEL_SOURCE
 #define KERNEL_SOURCE "cuda/derive_modalities.cu"
 #endif
@@ -11,14 +11,13 @@
 
 #include "testing/device_buffer.h"
 #include "testing/expected_modalities.h"
+#include "testing/kernel_test.h"
 
 namespace {
 
 using ikem_fast::cuda::ClipShape;
 using ikem_fast::cuda::OutputRows;
 using ikem_fast::cuda::Skeleton;
-
-int failures = 0;
 
 template <typename T>
 void check(const ClipShape& shape, bool has_chest_normal, const std::vector<int>& modalities) {
@@ -85,10 +84,8 @@ void check_refusals() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int seeds = argc > 1 ? atoi(argv[1]) : 4;
   const std::vector<int> all{0, 1, 2, 3, 4, 5};
-  for (int seed = 0; seed < seeds && failures == 0; ++seed) {
-    cuda_emulator::config.seed = seed;
+  return run_over_seeds("derive_modalities", argc, argv, [&](int) {
     check<float>({2, 7, 25, 2}, true, all);
     check<double>({1, 5, 20, 2}, true, all);
     check<float>({3, 1, 25, 1}, true, all);
@@ -99,9 +96,5 @@ int main(int argc, char** argv) {
     for (int modality : all) check<float>({1, 4, 25, 1}, true, {modality});
     check<float>({1, 4, 20, 2}, true, {4, 2, 1});
     check_refusals();
-  }
-  const bool passed = failures == 0 && cuda_emulator::reports.empty();
-  printf("%s derive_modalities, %d seeds, %zu reports\n", passed ? "passed" : "FAILED", seeds,
-         cuda_emulator::reports.size());
-  return passed ? 0 : 1;
+  });
 }

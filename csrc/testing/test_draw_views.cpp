@@ -1,7 +1,10 @@
 // TEST-ONLY: Philox against published vectors, and the CUDA kernel of draw_views against bits that the Python definition
 // (ikem_fast.ops.draw_views_reference) gives for the same numbers.
-// Usage: test_draw_views [SEEDS].
-#include "cuda/draw_views.cu"
+// Usage: test_draw_views [SEEDS [FILE]]. One translation unit: it includes the kernel, or a copy with a planted bug.
+#ifndef KERNEL_SOURCE
+#define KERNEL_SOURCE "cuda/draw_views.cu"
+#endif
+#include KERNEL_SOURCE
 
 #include <array>
 #include <bit>
@@ -10,10 +13,9 @@
 
 #include "ops/draw_views_checks.h"
 #include "testing/device_buffer.h"
+#include "testing/kernel_test.h"
 
 namespace {
-
-int failures = 0;
 
 void check_philox(const std::array<uint32_t, 4>& counter, uint64_t seed, const std::array<uint32_t, 4>& expected) {
   const ikem_fast::math::RandomWords words =
@@ -98,19 +100,14 @@ void check_many() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int seeds = argc > 1 ? atoi(argv[1]) : 4;
   // From the tests that come with Random123, the library of Philox's authors.
   constexpr uint32_t kOnes = 0xffffffff;
   check_philox({0, 0, 0, 0}, 0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8});
   check_philox({kOnes, kOnes, kOnes, kOnes}, 0xffffffffffffffff, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
   check_philox({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, 0x299f31d0a4093822,
                {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
-  for (int seed = 0; seed < seeds; ++seed) {
-    cuda_emulator::config.seed = seed;
+  return run_over_seeds("draw_views", argc, argv, [](int) {
     check_draws();
     check_many();
-  }
-  const bool passed = failures == 0 && cuda_emulator::reports.empty();
-  printf("%s draw_views, %d seeds, %zu reports\n", passed ? "passed" : "FAILED", seeds, cuda_emulator::reports.size());
-  return passed ? 0 : 1;
+  });
 }

@@ -22,6 +22,7 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <set>
 #include <source_location>
 #include <string>
 #include <tuple>
@@ -65,6 +66,7 @@ struct Stats {
 inline Config config;
 inline Stats stats;
 inline std::vector<std::string> reports;  // every error of the process, oldest first
+inline std::set<std::string> launched;    // names of the kernels that have run, without namespace and template arguments
 
 // ---- hooks filled in by race_checker.h (no-ops otherwise) -----------------------------------
 // kInFlight: the destination of a copy that has been issued, kArrived: the same once it was waited for.
@@ -417,6 +419,12 @@ inline void run_block() {
   for (auto& [k, v] : where) m += "\n    " + std::to_string(v) + " threads: " + k;
   report("deadlock (divergent barrier or warp collective):%s", m.c_str());
 }
+// `(math::add_kernel<float>)` to `add_kernel`.
+inline std::string bare_name(std::string name) {
+  name.erase(0, name.find_first_not_of("( "));
+  name.erase(std::min(name.size(), name.find_first_of("<) ")));
+  return name.substr(name.rfind(':') + 1);
+}
 template <class... P, class... A>
 cudaError_t launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
                    A&&... a) {
@@ -430,6 +438,7 @@ cudaError_t launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block
            grid.y, grid.z, block.x, block.y, block.z, shared_bytes, allowed);
     return engine.last_error = shared_bytes > allowed ? cudaErrorInvalidValue : cudaErrorInvalidConfiguration;
   }
+  launched.insert(bare_name(name));
   std::tuple<std::decay_t<P>...> args(static_cast<P>(a)...);
   auto call = [&] { std::apply(kernel, args); };
   engine.body = [](void* p) { (*(decltype(call)*)p)(); };
