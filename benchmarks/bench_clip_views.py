@@ -1,7 +1,8 @@
-"""Both augmented views of six modalities on the CPU: the compiled operator against what PyTorch does in their place.
+"""Both augmented views of six modalities: the compiled operator against what PyTorch does in their place.
 
     pytest benchmarks/bench_clip_views.py -s
     python benchmarks/bench_clip_views.py --threads 2 --repeats 50
+    python benchmarks/bench_clip_views.py --device cuda
 
 Takes 128 of 1024 stored clips, T = 50, V = 25, M = 2, crop and shear, both views, statistics included. Compared with a
 composition with one PyTorch call per bone (as the method is usually written down), with the vectorised definition
@@ -11,17 +12,22 @@ turns, so that both see the machine as it is. GB/s count every byte of the clips
 written once; a copy is of 256 MiB, counted once read and once written. The process restarts itself once to set the
 allocator: otherwise each call returns its memory to the system, and page faults of the next call outweigh what is
 measured, for every side.
+
+On a GPU the batches come out of 16384 clips, which no cache holds, and all ways are timed as Python launches them and
+as CUDA graphs, where they can be captured; cuda_timing.py says how.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 
+import cuda_timing
 import torch
 from torch import Tensor
 
@@ -31,6 +37,8 @@ from ikem_fast.ops.clip_views import ClipViews
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 STORED, BATCH, FRAMES, JOINTS, PERSONS, MODALITIES, VIEWS = 1024, 128, 50, 25, 2, 6, 2
+STORED_ON_GPU = 16384
+GPU_TARGET = 0.7  # of the copy bandwidth
 LAYOUT = layouts.get("ntu-rgb+d")
 Sample = tuple[Tensor, ViewParameters]
 
@@ -74,7 +82,7 @@ def largest_error(ours: ClipViews, expected: ClipViews) -> float:
     views = (ours.views.double() - expected.views.double()).abs().amax(over) / expected.views.double().abs().amax(over)
     sums = (ours.statistics - expected.statistics).abs().amax() / expected.statistics.abs().amax()
     # The largest of angular velocity lies where bones are nearly parallel: rounding of coordinates turns its axis.
-    return max(float(views[:-1].max()), 1e-2 * float(views[-1]), float(sums))
+    return float(torch.stack([*views[:-1], 1e-2 * views[-1], sums]).max())
 
 
 def time_in_turns(functions: dict[str, Callable[[Sample], object]], draw: Callable[[], Sample], repeats: int):
@@ -90,45 +98,77 @@ def time_in_turns(functions: dict[str, Callable[[Sample], object]], draw: Callab
     return {name: sorted(values) for name, values in seconds.items()}
 
 
-def run(threads: int, repeats: int, compiled: bool) -> dict[str, float]:
-    torch.set_num_threads(threads)
-    generator = torch.Generator().manual_seed(0)
-    clips = torch.randn(STORED, 3, FRAMES, JOINTS, PERSONS, generator=generator)
-    num_frames = torch.randint(20, 300, (STORED,), generator=generator)
-    epoch = 0
+def make_set(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Callable[[], Sample]]:
+    """Stored clips and frame counts on the generator's device, and what draws samples of them."""
+    device = generator.device
+    clips = torch.randn(count, 3, FRAMES, JOINTS, PERSONS, generator=generator, device=device)
+    num_frames = torch.randint(20, 300, (count,), generator=generator, device=device)
+    epochs = itertools.count(1)
 
     def draw() -> Sample:
-        nonlocal epoch
-        epoch += 1
-        indices = torch.randperm(STORED, generator=generator)[:BATCH]
-        return indices, draw_views(1, epoch, indices, FRAMES, AugmentationConfig(), VIEWS)
+        indices = torch.randperm(count, generator=generator, device=device)[:BATCH]
+        return indices, draw_views(1, next(epochs), indices, FRAMES, AugmentationConfig(), VIEWS)
 
+    return clips, num_frames, draw
+
+
+def make_ways(clips: Tensor, num_frames: Tensor, dtype: torch.dtype, compiled: bool) -> tuple[dict, dict]:
+    """The operator's ways and those it is compared with, each a function of a sample."""
+    ways = {
+        "operator": lambda s: clip_views(clips, num_frames, *s, LAYOUT, dtype=dtype),
+        "operator, no statistics": lambda s: clip_views(clips, num_frames, *s, LAYOUT, dtype=dtype, statistics=False),
+    }
+    baselines = {
+        "one call per bone": lambda s: bone_by_bone(clips, num_frames, *s, dtype),
+        "definition": lambda s: clip_views_reference(clips, num_frames, *s, LAYOUT, dtype=dtype),
+    }
+    if compiled:
+        definition = torch.compile(clip_views_reference, dynamic=False)
+        baselines["definition, compiled"] = lambda s: definition(clips, num_frames, *s, LAYOUT, dtype=dtype)
+    return ways, baselines
+
+
+def bytes_moved(dtype: torch.dtype) -> int:
+    """Of one call: every value of the batch's clips read once, and of the views written once."""
+    values = BATCH * 3 * FRAMES * JOINTS * PERSONS
+    return values * (4 + VIEWS * MODALITIES * dtype.itemsize)
+
+
+def run_cuda(rounds: int, compiled: bool) -> None:
+    cuda_timing.require_gpu()
+    clips, num_frames, draw = make_set(STORED_ON_GPU, torch.Generator("cuda").manual_seed(0))
+    print(f"{cuda_timing.describe_gpu()}: {BATCH} of {STORED_ON_GPU} clips, {rounds} rounds")
+    for dtype in (torch.float32, torch.bfloat16):
+        ways, baselines = make_ways(clips, num_frames, dtype, compiled)
+        # Rounding moves values of lower precision to a neighbour.
+        tolerance = 4e-5 if dtype == torch.float32 else 1.01 * 2.0**-7
+
+        def check(name, result, sample, dtype=dtype, tolerance=tolerance):
+            expected = clip_views_reference(clips, num_frames, *sample, LAYOUT, dtype=dtype)
+            statistics = expected.statistics if result.statistics is None else result.statistics
+            error = largest_error(result._replace(statistics=statistics), expected)
+            if not error < tolerance:
+                raise SystemExit(f"'{name}' is {error:.1e} away from the definition in {dtype}: nothing more is timed")
+
+        moved = bytes_moved(dtype)
+        print(f"\n{dtype}, {moved / 1e6:.1f} MB, all within {tolerance:.1e} of the definition")
+        timings = cuda_timing.compare_ways(ways, baselines, draw, check, moved, rounds)
+        cuda_timing.print_target(timings, moved, GPU_TARGET)
+
+
+def run(threads: int, repeats: int, compiled: bool) -> dict[str, float]:
+    torch.set_num_threads(threads)
+    clips, num_frames, draw = make_set(STORED, torch.Generator().manual_seed(0))
     print(f"torch {torch.__version__}, {threads} threads, {_extension.require().build_info()['cpu_capability']}")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores before the run")
-    stored_bytes = 4 * BATCH * 3 * FRAMES * JOINTS * PERSONS
     figures = {}
     source = torch.zeros(2**26)
     destination = torch.empty_like(source)
     copy_bytes = 2 * 4 * source.numel()
     for dtype in (torch.float32, torch.bfloat16):
-        view_bytes = stored_bytes * VIEWS * MODALITIES * dtype.itemsize // 4
-        moved = stored_bytes + view_bytes
-        slow = {
-            "one call per bone": lambda s, dtype=dtype: bone_by_bone(clips, num_frames, *s, dtype),
-            "definition": lambda s, dtype=dtype: clip_views_reference(clips, num_frames, *s, LAYOUT, dtype=dtype),
-        }
-        if compiled:
-            definition = torch.compile(clip_views_reference, dynamic=False)
-            slow["definition, compiled"] = lambda s, f=definition, dtype=dtype: f(
-                clips, num_frames, *s, LAYOUT, dtype=dtype
-            )
-        fast = {
-            "operator": lambda s, dtype=dtype: clip_views(clips, num_frames, *s, LAYOUT, dtype=dtype),
-            "operator, no statistics": lambda s, dtype=dtype: clip_views(
-                clips, num_frames, *s, LAYOUT, dtype=dtype, statistics=False
-            ),
-            "copy": lambda s: destination.copy_(source),
-        }
+        moved = bytes_moved(dtype)
+        fast, slow = make_ways(clips, num_frames, dtype, compiled)
+        fast["copy"] = lambda s: destination.copy_(source)
         sample = draw()
         ours = fast["operator"](sample)
         tolerance = 1e-5 if dtype == torch.float32 else 2.0**-8
@@ -163,10 +203,14 @@ def test_clip_views_cpu():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        run_cuda(arguments.repeats, not arguments.no_compile)
+        return
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     run(arguments.threads, arguments.repeats, not arguments.no_compile)

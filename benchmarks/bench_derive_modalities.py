@@ -1,11 +1,15 @@
-"""Deriving six modalities of a batch on the CPU: the compiled operator against its plain definition.
+"""Deriving six modalities of a batch: the compiled operator against its plain definition.
 
     pytest benchmarks/bench_derive_modalities.py -s
     python benchmarks/bench_derive_modalities.py --threads 2 --repeats 50
+    python benchmarks/bench_derive_modalities.py --device cuda
 
 Both get the same fresh random clips and the same allocator settings in one process; the results are compared before
 they are timed. The process restarts itself once to set the allocator: otherwise each call returns its memory to the
 system, and page faults of the next call outweigh what is measured, for both sides.
+
+On a GPU the operator is also compared with one PyTorch call per bone and with torch.compile, each as Python launches it
+and as a CUDA graph, where it can be captured; cuda_timing.py says how calls are timed.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ import sys
 import time
 from collections.abc import Callable
 
+import cuda_timing
 import torch
+from bench_clip_views import derive_bone_by_bone
 
 from ikem_fast import _extension
 from ikem_fast.ops import derive_modalities, derive_modalities_reference
@@ -27,15 +33,16 @@ BATCH, FRAMES, JOINTS, PERSONS, MODALITIES = 128, 50, 25, 2, 6
 
 
 def draw_batch(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    clips = torch.randn(BATCH, 3, FRAMES, JOINTS, PERSONS, generator=generator)
-    return clips, torch.randint(20, 300, (BATCH,), generator=generator)
+    device = generator.device
+    clips = torch.randn(BATCH, 3, FRAMES, JOINTS, PERSONS, generator=generator, device=device)
+    return clips, torch.randint(20, 300, (BATCH,), generator=generator, device=device)
 
 
-def largest_error(clips: torch.Tensor, num_frames: torch.Tensor) -> float:
-    """Of any modality, relative to its largest magnitude."""
-    ours, expected = derive_modalities(clips, num_frames), derive_modalities_reference(clips, num_frames)
+def errors(ours: torch.Tensor, clips: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
+    """Of each modality, the largest, relative to the modality's largest magnitude."""
+    expected = derive_modalities_reference(clips, num_frames)
     over_modality = tuple(range(1, ours.dim()))
-    return float(((ours - expected).abs().amax(over_modality) / expected.abs().amax(over_modality)).max())
+    return (ours - expected).abs().amax(over_modality) / expected.abs().amax(over_modality)
 
 
 def time_calls(function: Callable, repeats: int, generator: torch.Generator) -> list[float]:
@@ -50,10 +57,36 @@ def time_calls(function: Callable, repeats: int, generator: torch.Generator) -> 
     return sorted(seconds)
 
 
+def run_cuda(rounds: int, compiled: bool) -> None:
+    cuda_timing.require_gpu()
+    generator = torch.Generator("cuda").manual_seed(0)
+    baselines = {
+        "one call per bone": lambda batch: torch.stack(derive_bone_by_bone(*batch)),
+        "definition": lambda batch: derive_modalities_reference(*batch),
+    }
+    if compiled:
+        definition = torch.compile(derive_modalities_reference, dynamic=False)
+        baselines["definition, compiled"] = lambda batch: definition(*batch)
+
+    def check(name, result, batch):
+        # The axis of angular velocity turns with rounding where bones are nearly parallel.
+        *others, last = errors(result, *batch)
+        error = float(torch.stack([*others, 1e-2 * last]).max())
+        if not error < 4e-5:
+            raise SystemExit(f"'{name}' is {error:.1e} away from the definition: nothing more is timed")
+
+    moved = 4 * BATCH * 3 * FRAMES * JOINTS * PERSONS * (1 + MODALITIES)
+    print(f"{cuda_timing.describe_gpu()}: {rounds} rounds")
+    print(f"clips ({BATCH}, 3, {FRAMES}, {JOINTS}, {PERSONS}) float32, {moved / 1e6:.1f} MB")
+    ways = {"operator": lambda batch: derive_modalities(*batch)}
+    cuda_timing.compare_ways(ways, baselines, lambda: draw_batch(generator), check, moved, rounds)
+
+
 def run(threads: int, repeats: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
-    error = largest_error(*draw_batch(generator))
+    batch = draw_batch(generator)
+    error = float(errors(derive_modalities(*batch), *batch).max())
     if not error < 1e-5:
         raise SystemExit(f"the operator and its definition differ by {error:.1e}: nothing was timed")
     values = BATCH * 3 * FRAMES * JOINTS * PERSONS
@@ -82,9 +115,14 @@ def test_derive_modalities_cpu():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (on the GPU)")
     arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        run_cuda(arguments.repeats, not arguments.no_compile)
+        return
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     run(arguments.threads, arguments.repeats)
