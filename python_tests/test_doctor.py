@@ -57,7 +57,8 @@ def test_missing_torch_is_said_in_words():
 
 def test_torch_that_cannot_be_imported_is_said_in_words(tmp_path):
     (tmp_path / "torch.py").write_text("raise OSError('libfoo.so: cannot open\\nsecond line')\n", encoding="utf-8")
-    result = run_doctor("-m", "ikem_fast.doctor", PYTHONPATH=str(tmp_path))
+    paths = f"{tmp_path}{os.pathsep}{_extension.PACKAGE_FOLDER.parent}"
+    result = run_doctor("-m", "ikem_fast.doctor", PYTHONPATH=paths)
     assert result.returncode == 1, result.stderr
     assert "Problem: torch cannot be imported (libfoo.so: cannot open): reinstall torch.\n" in result.stdout
     assert "Traceback" not in result.stderr
