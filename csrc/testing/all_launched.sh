@@ -20,5 +20,5 @@ for source in "$@"; do
     status=1
   done
 done
-[ $status -eq 0 ] && echo "passed every kernel of $# sources has run"
+[ $status -eq 0 ] && echo "passed every kernel in $# files has run"
 exit $status
