@@ -66,6 +66,13 @@ IKEM_LDMATRIX_X4(ldmatrix_x4_trans, ".trans")
 IKEM_LDMATRIX_X2(ldmatrix_x2, "")
 IKEM_LDMATRIX_X2(ldmatrix_x2_trans, ".trans")
 
+// 2^x to 2 units in the last place, 0 for results below the normal range.
+__device__ __forceinline__ float exp2_approximate(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // Copies 16 bytes from global to shared memory in the background, or zeros where `condition` is false.
 __device__ __forceinline__ void cp_async16(void* destination, const void* source, bool condition = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(destination)), "l"(source),

@@ -10,6 +10,8 @@
 
 #include <string>
 
+#include "cuda/element_type.h"
+
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch before 2.13
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
@@ -30,6 +32,21 @@ inline std::string describe_sizes(const torch::stable::Tensor& tensor) {
   std::string text = "(";
   for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
   return text + ")";
+}
+
+inline ElementType element_type(const char* name, const torch::stable::Tensor& tensor) {
+  using torch::headeronly::ScalarType;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return ElementType::kFloat;
+    case ScalarType::Double:
+      return ElementType::kDouble;
+    case ScalarType::BFloat16:
+      return ElementType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float64 or bfloat16, got dtype number ",
+                      static_cast<int>(tensor.scalar_type()));
+  }
 }
 
 }  // namespace ikem_fast::cuda

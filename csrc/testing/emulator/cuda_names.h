@@ -98,6 +98,7 @@ inline float __frsqrt_rn(float x) { return rsqrtf(x); }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __saturatef(float x) { return x != x ? 0.f : x < 0 ? 0.f : x > 1 ? 1.f : x; }
 inline void sincospif(float x, float* s, float* c) {
   *s = (float)sin(M_PI * (double)x);

@@ -19,6 +19,8 @@
 #define ldmatrix_x4_trans(r, row) ::cuda_emulator::ldmatrix<4>(r, row, true, EMULATOR_SITE("ldmatrix.x4.trans"))
 #define ldmatrix_x2_trans(r, row) ::cuda_emulator::ldmatrix<2>(r, row, true, EMULATOR_SITE("ldmatrix.x2.trans"))
 
+inline float exp2_approximate(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
+
 inline void cp_async16(void* destination, const void* source, bool condition = true,
                        ::cuda_emulator::Location at = ::cuda_emulator::Location::current()) {
   ::cuda_emulator::cp_async(destination, source, 16, condition ? 16 : 0, at);
