@@ -13,4 +13,38 @@ TORCH_LIBRARY(ikem_fast, m) {
       "clip_views(Tensor clips, Tensor? indices, Tensor num_frames, Tensor? crop_start, int crop_padding, Tensor? shear, "
       "Tensor? camera_scale, Tensor? camera_angles, Tensor? motion_scale, int[] bone_parents, int[] previous_bones, "
       "int[] chest_normal, int[] modalities, int num_views, ScalarType dtype, bool statistics) -> (Tensor, Tensor)");
+  m.def(
+      "queue_log_sum_exp(Tensor x, Tensor queue, Tensor positive, float scale, bool with_gradient) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "pair_log_sum_exp(Tensor x, Tensor queue, Tensor? y, Tensor? y_queue, float scale, int topk) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "pair_log_sum_exp_backward(Tensor x, Tensor queue, Tensor? y, Tensor? y_queue, float scale, Tensor single, "
+      "Tensor pair, Tensor neighbours, Tensor single_gradient, Tensor pair_gradient, Tensor mined_gradient) -> Tensor");
+  m.def("enqueue_(Tensor(a!) queue, Tensor keys, Tensor(b!) pointer) -> ()");
+  m.def("momentum_update_(Tensor(a!)[] key_tensors, Tensor[] query_tensors, float momentum) -> ()");
+
+  // Steps of queue_log_sum_exp and pair_log_sum_exp on CUDA, called by ikem_fast/ops/_queue_tiles.py alone.
+  m.def("_pack_queue_tile_(Tensor(a!) tile, Tensor queue, int start) -> ()");
+  m.def(
+      "_add_products_(Tensor(a!) sums, Tensor products, Tensor? factor, Tensor? divisor, bool first, float scale) "
+      "-> ()");
+  m.def(
+      "_queue_log_sum_exp_tile_(Tensor similarity, Tensor positive, float scale, int start, int num_columns, "
+      "Tensor(a!) state, Tensor(b!) log_sum_exp, Tensor(c!) best, Tensor(d!)? shares) -> ()");
+  m.def(
+      "_pair_statistics_tile_(Tensor x_similarity, Tensor? y_similarity, float scale, int start, int num_columns, "
+      "Tensor(a!) sums, Tensor(b!)? positions, Tensor(c!)? mined) -> ()");
+  m.def(
+      "_pair_statistics_finish_(Tensor sums, Tensor? positions, Tensor? mined_of_slots, int num_y, Tensor(a!) single, "
+      "Tensor(b!) pair, Tensor(c!)? neighbours, Tensor(d!)? mined) -> ()");
+  m.def(
+      "_pair_neighbours_tile_(Tensor x_similarity, Tensor? y_similarity, int start, int num_columns, "
+      "Tensor positions_before, Tensor mined_before, Tensor(a!) positions, Tensor(b!) mined, Tensor(c!) scratch) "
+      "-> ()");
+  m.def(
+      "_pair_gradient_tile_(Tensor x_similarity, Tensor? y_similarity, float scale, int start, int num_columns, "
+      "Tensor single, Tensor pair, Tensor neighbours, Tensor single_gradient, Tensor pair_gradient, "
+      "Tensor mined_gradient, Tensor(a!) gradient) -> ()");
 }

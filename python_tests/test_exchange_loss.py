@@ -38,7 +38,51 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda e: ops.exchange_loss(e, k, queue, TEMPERATURE), e.requires_grad_())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "gradient_tolerance"),
+    [(torch.float64, 1e-13, 1e-12), (torch.float32, 2e-6, 1e-5), (torch.bfloat16, 2e-4, 2.0**-6)],
+)
+@pytest.mark.parametrize("temperature", [TEMPERATURE, 0.01])
+def test_fused_agrees_with_reference(dtype, tolerance, gradient_tolerance, temperature):
+    e, k, queue = (values.to(dtype) for values in inputs(3, 17, 11, 901))
+    # What the reference computes in bfloat16 is that of the same numbers in float32, but for the norm of the joint
+    # keys, which rounded keys miss.
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    outcomes = []
+    for function, numbers in ((ops.exchange_loss, dtype), (ops.exchange_loss_reference, wide)):
+        leaves = [values.to(numbers).requires_grad_() for values in (e, k)]
+        losses = function(*leaves, queue.to(numbers), temperature)
+        gradients = torch.autograd.grad((losses * torch.tensor([1.0, 2.0, 3.0])).sum(), leaves)
+        outcomes.append((losses, *gradients))
+    ours, expected = outcomes
+    assert ours[0].dtype == wide
+    assert ours[1].dtype == dtype
+    for one, other, allowed in zip(ours, expected, (tolerance, gradient_tolerance, gradient_tolerance), strict=True):
+        assert (one.double() - other.double()).abs().max() <= allowed * other.double().abs().max()
+
+
+def test_strided_queue():
+    e, k, queue = inputs()
+    expected = ops.exchange_loss(e, k, queue, TEMPERATURE)
+    for strided in (queue.repeat(1, 1, 2)[:, :, :7], queue.transpose(0, 2).contiguous().transpose(0, 2)):
+        assert not strided.is_contiguous()
+        torch.testing.assert_close(ops.exchange_loss(e, k, strided, TEMPERATURE), expected)
+
+
+def test_accuracy_is_the_share_of_clips_whose_key_wins():
+    e, k, queue = inputs(3, 40, 2, 3, dtype=torch.float32)
+    losses, accuracy = ops.exchange_loss_and_accuracy(e.requires_grad_(), k, queue, TEMPERATURE)
+    joint_key, joint_queue = torch.cat(list(k), dim=1), torch.cat(list(queue), dim=0)
+    wins = (e * joint_key).sum(dim=2) > (e @ joint_queue).amax(dim=2)
+    assert 0 < wins.sum() < wins.numel()
+    torch.testing.assert_close(accuracy, wins.float().mean(dim=1))
+    assert not accuracy.requires_grad
+    assert torch.equal(losses, ops.exchange_loss(e, k, queue, TEMPERATURE))
+
+
 def test_wrong_arguments_are_named():
-    _, k, queue = inputs()
+    e, k, queue = inputs()
+    with pytest.raises(ValueError, match=r"e must be float32, bfloat16 or float64, got \(3, 2, 15\) float16"):
+        ops.exchange_loss(e.half(), k.half(), queue.half(), TEMPERATURE)
     with pytest.raises(ValueError, match=r"e must be \(S, N, S\*D\) = \(3, 2, 15\) floating point, got \(3, 2, 5\)"):
         ops.exchange_loss(k, k, queue, TEMPERATURE)

@@ -48,8 +48,63 @@ def test_small_temperature_does_not_overflow():
     assert ops.info_nce(q, k, queue, 0.001).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "queue_dtype", "tolerance", "gradient_tolerance"),
+    [
+        (torch.float64, torch.float64, 1e-13, 1e-12),
+        (torch.float32, torch.float32, 2e-6, 1e-5),
+        (torch.bfloat16, torch.bfloat16, 2e-6, 2.0**-7),
+        (torch.bfloat16, torch.float32, 2e-6, 2.0**-7),
+    ],
+)
+@pytest.mark.parametrize("temperature", [TEMPERATURE, 0.01])
+def test_fused_agrees_with_reference(dtype, queue_dtype, tolerance, gradient_tolerance, temperature):
+    q, k, queue = inputs(3, 17, 23, 901)
+    q, k, queue = q.to(dtype), k.to(dtype), queue.to(queue_dtype)
+    # What the reference computes in bfloat16 is that of the same numbers in float32.
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    outcomes = []
+    for function, numbers in ((ops.info_nce, dtype), (ops.info_nce_reference, wide)):
+        leaves = [values.to(numbers).requires_grad_() for values in (q, k)]
+        other = queue if numbers == dtype else queue.to(dtype).to(numbers)
+        losses = function(*leaves, other, temperature)
+        gradients = torch.autograd.grad((losses * torch.tensor([1.0, 2.0, 3.0])).sum(), leaves)
+        outcomes.append((losses, *gradients))
+    ours, expected = outcomes
+    assert ours[0].dtype == wide
+    assert ours[1].dtype == dtype
+    for one, other, allowed in zip(ours, expected, (tolerance, gradient_tolerance, gradient_tolerance), strict=True):
+        assert (one.double() - other.double()).abs().max() <= allowed * other.double().abs().max()
+
+
+def test_accuracy_is_the_share_of_clips_whose_key_wins():
+    q, k, queue = inputs(2, 40, 4, 3, dtype=torch.float32)
+    losses, accuracy = ops.info_nce_and_accuracy(q.requires_grad_(), k, queue, TEMPERATURE)
+    wins = (q * k).sum(dim=2) > (q @ queue).amax(dim=2)
+    assert 0 < wins.sum() < wins.numel()
+    torch.testing.assert_close(accuracy, wins.float().mean(dim=1))
+    assert not accuracy.requires_grad
+    assert torch.equal(losses, ops.info_nce(q, k, queue, TEMPERATURE))
+    assert ops.info_nce_and_accuracy(q, q.detach(), 0.9 * queue, TEMPERATURE)[1].tolist() == [1.0, 1.0]
+    assert ops.info_nce_and_accuracy(q, -q.detach(), queue, TEMPERATURE)[1].tolist() == [0.0, 0.0]
+
+
+def test_queue_may_change_before_backward():
+    q, k, queue = inputs(dtype=torch.float32)
+    expected = torch.autograd.grad(ops.info_nce(q.requires_grad_(), k, queue, TEMPERATURE).sum(), q)[0]
+    losses = ops.info_nce(q, k, queue, TEMPERATURE)
+    queue.zero_()
+    assert torch.equal(torch.autograd.grad(losses.sum(), q)[0], expected)
+
+
 def test_wrong_arguments_are_named():
     q, k, queue = inputs()
+    with pytest.raises(ValueError, match=r"q must be float32, bfloat16 or float64, got \(2, 3, 5\) float16"):
+        ops.info_nce(q.half(), k.half(), queue.half(), TEMPERATURE)
+    with pytest.raises(ValueError, match=r"queue must be float64 for q \(2, 3, 5\) float64, got \(2, 5, 7\) float32"):
+        ops.info_nce(q, k, queue.float(), TEMPERATURE)
+    with pytest.raises(ValueError, match="queue must not require a gradient"):
+        ops.info_nce(q, k, queue.clone().requires_grad_(), TEMPERATURE)
     with pytest.raises(ValueError, match=r"queue must be \(S, D, K\) = \(2, 5, any\) floating point, got \(5, 7\) flo"):
         ops.info_nce(q, k, queue[0], TEMPERATURE)
     with pytest.raises(ValueError, match=r"k must be \(S, N, D\) = \(2, 3, 5\) floating point, got \(2, 2, 5\)"):

@@ -49,8 +49,54 @@ def test_gradients():
     )
 
 
+# bfloat16 rounds what it multiplies in backward.
+TOLERANCE = {torch.float64: (1e-12, 1e-11), torch.float32: (2e-6, 1e-4), torch.bfloat16: (2e-6, 2e-2)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 3, 3), (3, 6, 5, 8, 257), (1, 2, 9, 5, 1000), (6, 2, 3, 4, 40)])
+def test_equals_the_plain_definition(sizes, temperature, dtype):
+    student, *rest = inputs(*sizes, dtype=dtype)
+    weights = torch.arange(1.0, sizes[0] + 1, dtype=torch.float64)
+    for topk in (1, 3, sizes[4]):
+        losses, gradients = [], []
+        for function in (ops.relational_distillation_loss, ops.relational_distillation_loss_reference):
+            left = student.clone().requires_grad_()
+            losses.append(function(left, *rest, temperature, topk))
+            gradients.append(torch.autograd.grad((losses[-1] * weights).sum(), left)[0])
+        assert losses[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(*losses, rtol=TOLERANCE[dtype][0], atol=TOLERANCE[dtype][0])
+        assert gradients[0].dtype == dtype
+        error = (gradients[0] - gradients[1]).double().abs().max() / gradients[1].double().abs().max()
+        assert error < TOLERANCE[dtype][1]
+
+
+def test_other_dtypes_are_refused():
+    for function in (ops.relational_distillation_loss, ops.relational_distillation_loss_reference):
+        with pytest.raises(ValueError, match=r"teacher must be float32, bfloat16 or float64, got .* float16"):
+            function(*inputs(dtype=torch.float16), TEMPERATURE, 2)
+
+
+def test_compiles_without_a_graph_break():
+    student, *rest = inputs(dtype=torch.float32)
+
+    def total(student):
+        return ops.relational_distillation_loss(student, *rest, TEMPERATURE, 2).sum()
+
+    gradients = []
+    for function in (total, torch.compile(total, fullgraph=True, backend="aot_eager")):
+        left = student.clone().requires_grad_()
+        function(left).backward()
+        gradients.append(left.grad)
+    torch.testing.assert_close(*gradients)
+
+
 def test_wrong_arguments_are_named():
     student, teacher, queues, teacher_queue = inputs()
+    for function in (ops.relational_distillation_loss, ops.relational_distillation_loss_reference):
+        with pytest.raises(ValueError, match=r"teacher must not require a gradient, .* pass teacher.detach\(\)"):
+            function(student, teacher.clone().requires_grad_(), queues, teacher_queue, TEMPERATURE, 1)
     with pytest.raises(ValueError, match=r"teacher_queue must be \(S\*D, K\) = \(12, 7\) floating.*got \(12, 6\)"):
         ops.relational_distillation_loss(student, teacher, queues, teacher_queue[:, 1:], TEMPERATURE, 1)
     with pytest.raises(ValueError, match=r"student must be \(students, N, S\*D\) = \(any, 2, 12\)"):

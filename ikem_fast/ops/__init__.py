@@ -1,5 +1,7 @@
 """Fused operations. Each lives in the module of its name, beside ``<op>_reference``, its plain-PyTorch definition."""
 
+# Registers operators' CUDA implementations.
+from ikem_fast.ops import _queue_tiles as _queue_tiles
 from ikem_fast.ops.augment import (
     AugmentationConfig,
     AugmentationParameters,
@@ -11,13 +13,15 @@ from ikem_fast.ops.augment import (
     temporal_crop,
 )
 from ikem_fast.ops.clip_views import ClipViews, clip_views, clip_views_reference
-from ikem_fast.ops.context_loss import context_loss, context_loss_reference
+from ikem_fast.ops.context_loss import context_loss, context_loss_and_accuracy, context_loss_reference
 from ikem_fast.ops.derive_modalities import derive_modalities, derive_modalities_reference
 from ikem_fast.ops.draw_views import ViewParameters, draw_views, draw_views_reference
 from ikem_fast.ops.enqueue import enqueue_, enqueue_reference_
-from ikem_fast.ops.exchange_loss import exchange_loss, exchange_loss_reference
-from ikem_fast.ops.info_nce import info_nce, info_nce_reference
+from ikem_fast.ops.exchange_loss import exchange_loss, exchange_loss_and_accuracy, exchange_loss_reference
+from ikem_fast.ops.info_nce import info_nce, info_nce_and_accuracy, info_nce_reference
 from ikem_fast.ops.momentum_update import momentum_update_, momentum_update_reference_
+from ikem_fast.ops.pair_log_sum_exp import PairLogSumExp, pair_log_sum_exp, pair_log_sum_exp_reference
+from ikem_fast.ops.queue_log_sum_exp import queue_log_sum_exp, queue_log_sum_exp_reference
 from ikem_fast.ops.relational_distillation_loss import (
     relational_distillation_loss,
     relational_distillation_loss_reference,
@@ -27,12 +31,14 @@ __all__ = [
     "AugmentationConfig",
     "AugmentationParameters",
     "ClipViews",
+    "PairLogSumExp",
     "ViewParameters",
     "augment",
     "camera_view",
     "clip_views",
     "clip_views_reference",
     "context_loss",
+    "context_loss_and_accuracy",
     "context_loss_reference",
     "derive_modalities",
     "derive_modalities_reference",
@@ -42,12 +48,18 @@ __all__ = [
     "enqueue_",
     "enqueue_reference_",
     "exchange_loss",
+    "exchange_loss_and_accuracy",
     "exchange_loss_reference",
     "info_nce",
+    "info_nce_and_accuracy",
     "info_nce_reference",
     "momentum_update_",
     "momentum_update_reference_",
     "motion_scale",
+    "pair_log_sum_exp",
+    "pair_log_sum_exp_reference",
+    "queue_log_sum_exp",
+    "queue_log_sum_exp_reference",
     "relational_distillation_loss",
     "relational_distillation_loss_reference",
     "shear",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ikem_fast import _extension
+
 
 def describe(value: object) -> str:
     """A value in an error message: shape and dtype of a tensor, the value itself otherwise."""
@@ -40,6 +42,49 @@ def check_temperature(temperature: float) -> None:
 def check_topk(topk: int, queue_size: int) -> None:
     if not 1 <= topk <= queue_size:
         raise ValueError(f"topk must be in 1 ... K = {queue_size}, got {topk}")
+
+
+def check_constant(name: str, value: Tensor) -> None:
+    """Checks that no gradient is wanted where none is computed."""
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} must not require a gradient, which is not computed: pass {name}.detach()")
+
+
+# What a queue may be beside rows of a dtype: float32 is rounded as it is read.
+QUEUE_DTYPES = {
+    torch.float32: (torch.float32,),
+    torch.bfloat16: (torch.bfloat16, torch.float32),
+    torch.float64: (torch.float64,),
+}
+
+
+def check_rows_and_queue(name: str, rows: Tensor, queue: Tensor, queue_name: str = "queue") -> None:
+    """Checks dtypes and devices of rows that are compared with a queue, and that the queue needs no gradient."""
+    if rows.dtype not in QUEUE_DTYPES:
+        raise ValueError(f"{name} must be float32, bfloat16 or float64, got {describe(rows)}")
+    allowed = QUEUE_DTYPES[rows.dtype]
+    if queue.dtype not in allowed:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise ValueError(f"{queue_name} must be {names} for {name} {describe(rows)}, got {describe(queue)}")
+    if queue.device != rows.device:
+        raise ValueError(f"{queue_name} must be on {name}'s device {rows.device}, got {queue.device}")
+    check_constant(queue_name, queue)
+
+
+def computed_dtype(rows: Tensor) -> torch.dtype:
+    """The dtype of sums, losses and gradients."""
+    return torch.float64 if rows.dtype == torch.float64 else torch.float32
+
+
+def as_computed(values: Tensor) -> Tensor:
+    return values.to(computed_dtype(values))
+
+
+def compares_with_queues(rows: Tensor) -> bool:
+    """Whether the ops that compare rows with queues have a kernel for the rows' device and dtype."""
+    if rows.is_cuda:
+        return rows.dtype != torch.float64 and _extension.cuda_available()
+    return rows.device.type in ("cpu", "meta")
 
 
 def check_queries_keys_queue(q: Tensor, k: Tensor, queue: Tensor) -> None:

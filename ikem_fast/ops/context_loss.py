@@ -5,34 +5,84 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ikem_fast.ops._checks import check_queries_keys_queue, check_temperature, check_topk
+from ikem_fast import _extension
+from ikem_fast.ops._checks import (
+    as_computed,
+    check_queries_keys_queue,
+    check_rows_and_queue,
+    check_temperature,
+    check_topk,
+    compares_with_queues,
+)
+from ikem_fast.ops.pair_log_sum_exp import pair_log_sum_exp
 
 
-def context_loss_reference(q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: int) -> Tensor:
+def context_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: int) -> Tensor:
     """Context loss of every modality, the mean over its S - 1 partners.
 
     With ``s_a = q_a · queue_a`` and ``p_a = q_a · k_a``, the logits of the ordered pair (a, b) are
     ``[p_a, s_a, s_a * s_b] / temperature``; positive are p_a and, in both other parts, the ``topk`` largest of s_b.
-    Gradients reach q_a and q_b.
+    Gradients reach q_a and q_b. Computed by :func:`ikem_fast.ops.pair_log_sum_exp`, in memory that does not grow with
+    K, wherever that has a kernel and takes the dtypes; otherwise it is :func:`context_loss_reference`.
 
     Args:
         q: (S, N, D) unit query embeddings, S >= 2.
         k: (S, N, D) unit key embeddings of the same clips.
-        queue: (S, D, K) unit keys of earlier clips; column i of all modalities is the same clip.
+        queue: (S, D, K) unit keys of earlier clips; column i of all modalities is the same clip. Must not change
+            before backward.
         temperature: divides the similarities; above 0.
         topk: number of neighbours mined in the partner's queue.
 
     Returns:
-        (S,) mean over positives, clips and partners.
+        (S,) mean over positives, clips and partners; float32 for bfloat16.
+
+    Raises:
+        ValueError: an argument of the wrong shape or value.
+        ikem_fast._extension.ExtensionError: the package's compiled part is missing or does not fit this torch.
 
     Source: docs/method.md section 6.
     """
-    check_queries_keys_queue(q, k, queue)
-    check_temperature(temperature)
-    check_topk(topk, queue.shape[2])
+    return context_loss_and_accuracy(q, k, queue, temperature, topk)[0]
+
+
+def context_loss_and_accuracy(
+    q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`context_loss` and how often the contrast within a modality is won, which its similarities tell as well.
+
+    Returns:
+        The losses (S,), and the share (S,) of clips whose own key is more similar to the query than every key of the
+        queue, without gradient.
+    """
+    _check_arguments(q, k, queue, temperature, topk)
+    _extension.require()
+    if not compares_with_queues(q):
+        losses = context_loss_reference(q, k, queue, temperature, topk)
+        nearest = (q.detach() @ queue).amax(dim=2)
+        return losses, ((q.detach() * k).sum(dim=2) > nearest).to(losses.dtype).mean(dim=1)
+    streams = q.shape[0]
+    scale = 1 / temperature
+    found = pair_log_sum_exp(q, queue, scale, topk)
+    positive = (as_computed(q) * as_computed(k)).sum(dim=2)  # (S, N)
+    own = torch.logaddexp(scale * positive, found.single)
+    # Of the ordered pair (a, b), all (S, S, N); what stands at a = b is left out in the end.
+    pair = found.pair.index_select(0, _pair_rows(streams, q.device).flatten()).unflatten(0, (streams, streams))
+    total = torch.logaddexp(own.unsqueeze(1), pair)
+    # mined[b, n, i, a] is s_a at the neighbours of b, and mined[b, n, i, b] is s_b there.
+    partner = found.mined.diagonal(dim1=0, dim2=3).permute(2, 0, 1).unsqueeze(-1)
+    mined = (found.mined * (1 + partner)).sum(dim=2).permute(2, 0, 1)
+    positives = scale * (positive.unsqueeze(1) + mined) / (1 + 2 * topk)
+    same = torch.eye(streams, dtype=torch.bool, device=q.device)
+    losses = (total - positives).mean(dim=2).masked_fill(same, 0)
+    nearest = found.mined[:, :, 0].diagonal(dim1=0, dim2=2).mT
+    return losses.sum(dim=1) / (streams - 1), (positive > nearest).to(losses.dtype).mean(dim=1)
+
+
+def context_loss_reference(q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: int) -> Tensor:
+    """:func:`context_loss` in plain PyTorch: the same arguments, result and errors."""
+    _check_arguments(q, k, queue, temperature, topk)
+    q, k, queue = as_computed(q), as_computed(k), as_computed(queue.to(q.dtype))
     streams, queue_size = q.shape[0], queue.shape[2]
-    if streams < 2:
-        raise ValueError(f"q must hold at least 2 modalities to exchange context, got {streams}")
     positive = (q * k).sum(dim=2, keepdim=True)
     similarity = q @ queue
     neighbours = similarity.topk(topk, dim=2).indices
@@ -51,4 +101,18 @@ def context_loss_reference(q: Tensor, k: Tensor, queue: Tensor, temperature: flo
     return torch.stack(losses)
 
 
-context_loss = context_loss_reference
+def _check_arguments(q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: int) -> None:
+    check_queries_keys_queue(q, k, queue)
+    check_temperature(temperature)
+    check_topk(topk, queue.shape[2])
+    check_rows_and_queue("q", q, queue)
+    if q.shape[0] < 2:
+        raise ValueError(f"q must hold at least 2 modalities to exchange context, got {q.shape[0]}")
+
+
+def _pair_rows(streams: int, device: torch.device) -> Tensor:
+    """The row of pair (a, b) among pairs a < b in the order of ``torch.triu_indices``, (S, S); any row for a = b."""
+    number = torch.arange(streams, device=device)
+    first, second = torch.minimum(number, number.unsqueeze(1)), torch.maximum(number, number.unsqueeze(1))
+    rows = first * (2 * streams - first - 1) // 2 + second - first - 1
+    return torch.where(first == second, 0, rows)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ikem_fast.ops._checks import check_temperature, check_tensor
+from ikem_fast.ops._checks import as_computed, check_rows_and_queue, check_temperature, check_tensor
+from ikem_fast.ops.queue_log_sum_exp import queue_log_sum_exp
 
 
 def exchange_loss_reference(e: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -26,11 +29,8 @@ def exchange_loss_reference(e: Tensor, k: Tensor, queue: Tensor, temperature: fl
 
     Source: docs/method.md section 6.
     """
-    check_tensor("k", k, "(S, N, D)", None, None, None)
-    streams, num_clips, size = k.shape
-    check_tensor("e", e, "(S, N, S*D)", streams, num_clips, streams * size)
-    check_tensor("queue", queue, "(S, D, K)", streams, size, None)
-    check_temperature(temperature)
+    _check_arguments(e, k, queue, temperature)
+    e, k, queue = as_computed(e), as_computed(k), as_computed(queue.to(e.dtype))
     joint_key = functional.normalize(torch.cat(list(k), dim=1), dim=1)
     joint_queue = functional.normalize(torch.cat(list(queue), dim=0), dim=0)
     positive = (e * joint_key).sum(dim=2, keepdim=True)
@@ -38,4 +38,43 @@ def exchange_loss_reference(e: Tensor, k: Tensor, queue: Tensor, temperature: fl
     return -logits.log_softmax(dim=2)[..., 0].mean(dim=1)
 
 
-exchange_loss = exchange_loss_reference
+def exchange_loss(e: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """:func:`exchange_loss_reference` in one pass over the queue, keeping nothing of its length
+    (:func:`ikem_fast.ops.queue_log_sum_exp`).
+
+    Takes the same arguments: float32, float64, or bfloat16 (the queue also float32) with sums in float32. The
+    concatenation of a column of every modality is taken to have the norm √S that S unit keys give it. Differentiable
+    once in e and k, not in the queue, which may be changed before backward. Losses are float32, for float64 input
+    float64.
+    """
+    return exchange_loss_and_accuracy(e, k, queue, temperature)[0]
+
+
+def exchange_loss_and_accuracy(e: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """:func:`exchange_loss` and how often the contrast is won.
+
+    Returns:
+        The losses (S,), and the share (S,) of clips whose own joint key is more similar to the prediction than that of
+        every clip in the queue, without gradient.
+    """
+    _check_arguments(e, k, queue, temperature)
+    streams, num_clips, joint_size = e.shape
+    joint_key = functional.normalize(torch.cat(list(as_computed(k)), dim=1), dim=1)
+    positive = (as_computed(e) * joint_key).sum(dim=2) / temperature
+    log_sum_exp, best = queue_log_sum_exp(
+        e.reshape(1, streams * num_clips, joint_size),
+        queue.reshape(1, joint_size, queue.shape[2]),
+        positive.reshape(1, streams * num_clips),
+        1 / (temperature * math.sqrt(streams)),
+    )
+    losses = log_sum_exp.view_as(positive) - positive
+    return losses.mean(dim=1), (positive > best.view_as(positive)).to(best.dtype).mean(dim=1)
+
+
+def _check_arguments(e: Tensor, k: Tensor, queue: Tensor, temperature: float) -> None:
+    check_tensor("k", k, "(S, N, D)", None, None, None)
+    streams, num_clips, size = k.shape
+    check_tensor("e", e, "(S, N, S*D)", streams, num_clips, streams * size)
+    check_tensor("queue", queue, "(S, D, K)", streams, size, None)
+    check_temperature(temperature)
+    check_rows_and_queue("e", e, queue)

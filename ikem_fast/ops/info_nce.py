@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ikem_fast.ops._checks import check_queries_keys_queue, check_temperature
+from ikem_fast.ops._checks import (
+    as_computed,
+    check_queries_keys_queue,
+    check_rows_and_queue,
+    check_temperature,
+)
+from ikem_fast.ops.queue_log_sum_exp import queue_log_sum_exp
 
 
 def info_nce_reference(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -22,11 +28,39 @@ def info_nce_reference(q: Tensor, k: Tensor, queue: Tensor, temperature: float) 
 
     Source: docs/method.md section 5.
     """
-    check_queries_keys_queue(q, k, queue)
-    check_temperature(temperature)
+    _check_arguments(q, k, queue, temperature)
+    q, k, queue = as_computed(q), as_computed(k), as_computed(queue.to(q.dtype))
     positive = (q * k).sum(dim=2, keepdim=True)
     logits = torch.cat([positive, q @ queue], dim=2) / temperature
     return -logits.log_softmax(dim=2)[..., 0].mean(dim=1)
 
 
-info_nce = info_nce_reference
+def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """:func:`info_nce_reference` in one pass over the queue, keeping nothing of its length
+    (:func:`ikem_fast.ops.queue_log_sum_exp`).
+
+    Takes the same arguments: float32, float64, or bfloat16 (the queue also float32) with sums in float32.
+    Differentiable once in q and k, not in the queue, which may be changed before backward. Losses are float32, for
+    float64 input float64.
+    """
+    return info_nce_and_accuracy(q, k, queue, temperature)[0]
+
+
+def info_nce_and_accuracy(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """:func:`info_nce` and how often the contrast is won.
+
+    Returns:
+        The losses (S,), and the share (S,) of clips whose own key is more similar to the query than every key of the
+        queue, without gradient.
+    """
+    _check_arguments(q, k, queue, temperature)
+    scale = 1 / temperature
+    positive = (as_computed(q) * as_computed(k)).sum(dim=2) * scale
+    log_sum_exp, best = queue_log_sum_exp(q, queue, positive, scale)
+    return (log_sum_exp - positive).mean(dim=1), (positive > best).to(best.dtype).mean(dim=1)
+
+
+def _check_arguments(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> None:
+    check_queries_keys_queue(q, k, queue)
+    check_temperature(temperature)
+    check_rows_and_queue("q", q, queue)
