@@ -17,11 +17,12 @@ def test_three_steps_of_the_release():
     optimizer = vectors.release_optimizer(module, arrays)
     views = [torch.tensor(arrays[name]) for name in ("im_q", "im_k", "num_frames")]
     for step in range(3):
-        losses = module.training_losses(*views)
+        result = module.training_losses(*views)
+        losses = result.losses
         assert list(losses) == [f"distill/{name}" for name in THREE]
         assert vectors.relative_error(torch.stack(list(losses.values())), arrays[f"step{step}/losses"]) < 1e-5
         optimizer.zero_grad()
-        sum(losses.values()).backward()
+        result.total.backward()
         if step == 0:
             vectors.assert_first_step_agrees(module, arrays, num_gradients=312)
         optimizer.step()
@@ -37,7 +38,7 @@ def test_the_teacher_is_that_of_pretraining_and_frozen():
     view_q, _, num_frames = small_trainers.batch()
     teacher.eval(), module.eval()
     torch.testing.assert_close(module.features(view_q, num_frames, "teacher"), teacher.features(view_q, num_frames))
-    sum(module.train().training_losses(*small_trainers.batch()).values()).backward()
+    module.train().training_losses(*small_trainers.batch()).total.backward()
     assert all(parameter.grad is None for parameter in module.teacher_encoders.parameters())
     assert all(parameter.grad is not None for parameter in module.student_encoders.parameters())
 
@@ -47,7 +48,7 @@ def test_the_teacher_is_that_of_pretraining_and_frozen():
 def test_any_teacher_and_students(teacher_modalities, student_modalities):
     teacher = small_trainers.ikem(modalities=teacher_modalities)
     module = small_trainers.distillation(teacher, student_modalities=student_modalities, topk=2)
-    losses = module.training_losses(*small_trainers.batch())
+    losses = module.training_losses(*small_trainers.batch()).losses
     assert list(losses) == [f"distill/{name}" for name in student_modalities]
     assert module.queue_pointer.tolist() == module.teacher_queue_pointer.tolist() == [5]
     assert module.features(*small_trainers.batch()[1:]).shape == (len(student_modalities), 5, 6)
@@ -94,7 +95,7 @@ def test_quirk_4_the_three_modality_variant(early_fusion):
     view_q, view_k, num_frames = small_trainers.batch()
     bones = module.derive(view_q, num_frames).views[0, 2]
     assert bool(bones[:, :, module.layout.root].any()) is not early_fusion
-    losses = module.training_losses(view_q, view_k, num_frames)
+    losses = module.training_losses(view_q, view_k, num_frames).losses
     if early_fusion:
         assert list(losses) == ["distill/early_fusion"]
         student = module.student_encoders["early_fusion"]
@@ -114,9 +115,9 @@ def test_stored_clips_give_the_losses_of_clips_augmented_beforehand(early_fusion
     stored, beforehand = (small_trainers.distillation(small_trainers.ikem(**teacher)) for _ in range(2))
     views = stored.views(clips, num_frames, indices, drawn)
     assert [view.views.shape[:2] for view in views] == [(1, 3 if early_fusion else 6), (1, 3)]
-    losses = stored.losses(*views)
+    losses = stored.losses(*views).losses
     augmented = [ops.augment(clips[indices], drawn.view(view)) for view in range(2)]
-    expected = beforehand.training_losses(*augmented, num_frames[indices])
+    expected = beforehand.training_losses(*augmented, num_frames[indices]).losses
     assert list(losses) == list(expected)
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from ikem_fast.data import DataError
 from ikem_fast.engine import checkpoints, loop, randomness
 from ikem_fast.engine.loop import learning_rate, stage_of
 from ikem_fast.engine.run_log import read_log
-from ikem_fast.methods import IKEM, RelationalDistillation
+from ikem_fast.methods import IKEM, RelationalDistillation, StepLosses
 from ikem_fast.ops import draw_views
 
 STEPS_PER_EPOCH = NUM_TRAIN // 4
@@ -97,7 +98,11 @@ def test_log_lines(straight_run):
     assert [line["learning_rate"] for line in train_lines] == pytest.approx([0.02] * 2 + [0.002] * 2)
     assert set(train_lines[0]["losses"]) == {"single/joint", "single/motion"}
     assert set(train_lines[-1]["losses"]) == {f"{a}/{b}" for a in ("context", "exchange") for b in ("joint", "motion")}
+    assert [set(line["contrast_accuracy"]) for line in train_lines] == [{"single/joint", "single/motion"}] * 2 + [
+        {f"{a}/{b}" for a in ("single", "exchange") for b in ("joint", "motion")}
+    ] * 2
     for line in train_lines:
+        assert all(0 <= accuracy <= 1 for accuracy in line["contrast_accuracy"].values())
         assert line["loss"] == pytest.approx(sum(line["losses"].values()))
         assert line["clips_per_second"] > 0
     knn_lines = [line for line in lines if line["kind"] == "knn"]
@@ -134,7 +139,8 @@ def test_views_of_a_step_differ_and_every_clip_comes_once_an_epoch(clips, tmp_pa
 
     def losses(self, view_q, view_k, stage):
         views.append((view_q.views.clone(), view_k.views.clone()))
-        return {"single/joint": sum(p.sum() for p in self.query_encoders.parameters()) * 0.0}
+        total = sum(p.sum() for p in self.query_encoders.parameters()) * 0.0
+        return StepLosses(total, {"single/joint": total.detach()}, {})
 
     monkeypatch.setattr(loop, "draw_views", draw)
     monkeypatch.setattr(IKEM, "losses", losses)
@@ -273,9 +279,8 @@ def test_second_ctrl_c_does_not_wait(clips, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("at_step", "good"), [(1, "epoch 0, step 0"), (4, "epoch 1, step 2")])
 def test_non_finite_loss_names_step_and_last_good_checkpoint(clips, tmp_path, monkeypatch, at_step, good):
-    def spoil(losses):
-        losses["single/motion"] = losses["single/motion"] * float("nan")
-        return losses
+    def spoil(step):
+        return replace(step, losses={**step.losses, "single/motion": step.losses["single/motion"] * float("nan")})
 
     interfere(monkeypatch, IKEM, at_step, spoil)
     epoch = (at_step - 1) // STEPS_PER_EPOCH + 1
@@ -287,13 +292,12 @@ def test_non_finite_loss_names_step_and_last_good_checkpoint(clips, tmp_path, mo
 
 
 def test_weights_that_are_not_finite_are_never_saved(clips, tmp_path, monkeypatch):
-    def explode(losses):
+    def explode(step):
         # The loss itself is finite; its gradient is what the update cannot stand.
-        losses["single/motion"] = losses["single/motion"] + (losses["single/motion"] * 0.0).sqrt()
-        return losses
+        return replace(step, total=step.total + (step.total * 0.0).sqrt())
 
     interfere(monkeypatch, IKEM, 2, explode)
-    with pytest.raises(engine.NonFiniteError, match=r"query_encoders\.motion\S* is not finite after step 2"):
+    with pytest.raises(engine.NonFiniteError, match=r"query_encoders\.\S* is not finite after step 2"):
         engine.pretrain(clips, tmp_path / "run", tiny_config(), progress=False)
     assert checkpoints.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 0
 

@@ -29,7 +29,8 @@ def test_three_steps_of_the_release(stage):
     optimizer = vectors.release_optimizer(module, arrays)
     views = [torch.tensor(arrays[name]) for name in ("im_q", "im_k", "num_frames")]
     for step in range(3):
-        losses = module.training_losses(*views, stage=stage)
+        result = module.training_losses(*views, stage=stage)
+        losses = result.losses
         ours = torch.stack(list(release_losses(module, stage, losses).values()))
         assert vectors.relative_error(ours, arrays[f"step{step}/losses"]) < 1e-5
         if stage == "cross":
@@ -38,7 +39,8 @@ def test_three_steps_of_the_release(stage):
                     expected = float(arrays[f"step{step}/part/{part}_{letter}"])
                     assert losses[f"{kind}/{name}"].item() == pytest.approx(expected, rel=2e-5)
         optimizer.zero_grad()
-        sum(losses.values()).backward()
+        torch.testing.assert_close(result.total.detach(), sum(losses.values()))
+        result.total.backward()
         if step == 0:
             vectors.assert_first_step_agrees(module, arrays, num_gradients=624 if stage == "single" else 648)
         optimizer.step()
@@ -50,12 +52,12 @@ def test_three_steps_of_the_release(stage):
 )
 def test_any_subset_of_the_modalities(modalities):
     module = small_trainers.ikem(modalities=modalities)
-    losses = module.training_losses(*small_trainers.batch())
+    losses = module.training_losses(*small_trainers.batch()).losses
     assert list(losses) == [f"single/{name}" for name in modalities]
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
     assert module.features(*small_trainers.batch()[1:]).shape == (len(modalities), 5, 6)
     if len(modalities) > 1:
-        losses = module.training_losses(*small_trainers.batch(), stage="cross")
+        losses = module.training_losses(*small_trainers.batch(), stage="cross").losses
         assert list(losses) == [f"{kind}/{name}" for kind in ("context", "exchange") for name in modalities]
     else:
         with pytest.raises(ValueError, match="needs at least 2 modalities, got 1"):
@@ -83,10 +85,23 @@ def test_a_step_moves_the_keys_before_use_and_enqueues_them_after():
     torch.testing.assert_close(module.queue[1, :, :5].T, functional.normalize(keys, dim=1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("momentum_buffers", [True, False])
+def test_which_buffers_of_the_key_encoders_follow(momentum_buffers):
+    module = small_trainers.ikem(modalities=("joint",), momentum=0.25, momentum_buffers=momentum_buffers).eval()
+    query, key = module.query_encoders["joint"], module.key_encoders["joint"]
+    with torch.no_grad():
+        query.input_norm.running_mean.add_(1.0)
+    before = key.input_norm.running_mean.clone()
+    module.training_losses(*small_trainers.batch())  # in eval mode no batch changes them
+    expected = 0.25 * before + 0.75 * query.input_norm.running_mean if momentum_buffers else before
+    torch.testing.assert_close(key.input_norm.running_mean, expected)
+    assert methods.from_config(module.config()).momentum_buffers is momentum_buffers
+
+
 def test_the_queue_wraps_around_for_any_batch_size():
     module = small_trainers.ikem(modalities=("joint",))
     for seed in range(3):
-        sum(module.training_losses(*small_trainers.batch(seed=seed)).values()).backward()
+        module.training_losses(*small_trainers.batch(seed=seed)).total.backward()
     assert module.queue_pointer.tolist() == [15 % 12]
 
 
@@ -121,9 +136,61 @@ def test_quirk_9_which_graph():
 
 def test_losses_of_stage_2_can_be_left_out():
     module = small_trainers.ikem(modalities=("joint", "motion"), exchange=False)
-    assert list(module.training_losses(*small_trainers.batch(), stage="cross")) == ["context/joint", "context/motion"]
+    step = module.training_losses(*small_trainers.batch(), stage="cross")
+    assert list(step.losses) == ["context/joint", "context/motion"]
     module = small_trainers.ikem(modalities=("joint",), context=False)
-    assert list(module.training_losses(*small_trainers.batch(), stage="cross")) == ["exchange/joint"]
+    step = module.training_losses(*small_trainers.batch(), stage="cross")
+    assert list(step.losses) == ["exchange/joint"]
+    step.total.backward()
+    # Weights that have no part in the loss get no gradient at all, so that weight decay leaves them alone, too.
+    assert all(parameter.grad is None for parameter in module.query_encoders["joint"].head.parameters())
+    assert module.query_encoders["joint"].blocks[0].temporal_conv.weight.grad.any()
+
+
+def test_the_gradient_of_the_total_is_that_of_the_losses():
+    """Although it is taken before the new keys overwrite the queue that the losses were made with."""
+    module = small_trainers.ikem(modalities=("joint", "motion", "bone"), momentum=1.0).double()
+    module.queue.copy_(functional.normalize(module.queue, dim=1))  # of unit length in float64, too
+    view_q, view_k, num_frames = small_trainers.batch()
+    views = view_q.double(), view_k.double(), num_frames
+    queue = module.queue.clone()
+    step = module.training_losses(*views, stage="cross")
+    assert not torch.equal(module.queue, queue)
+    (2.0 * step.total).backward()
+    features = module.features(views[0], num_frames)
+    q, e = (
+        torch.stack([functional.normalize(head(f), dim=1) for head, f in zip(heads, features, strict=True)])
+        for heads in ([encoder.head for encoder in module.query_encoders.values()], module.exchange_heads.values())
+    )
+    k = module.queue[:, :, :5].mT
+    total = ops.context_loss_reference(q, k, queue, module.temperature, module.topk).sum()
+    total = total + ops.exchange_loss_reference(e, k, queue, module.temperature).sum()
+    torch.testing.assert_close(step.total.detach(), total.detach())
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter, gradient in zip(trained, torch.autograd.grad(total, trained), strict=True):
+        torch.testing.assert_close(parameter.grad, 2.0 * gradient)
+
+
+@pytest.mark.parametrize("stage", ["single", "cross"])
+def test_accuracy_is_how_often_the_positive_is_nearer_than_every_key(stage):
+    module = small_trainers.ikem(modalities=("joint", "motion"), momentum=1.0)
+    view_q, view_k, num_frames = small_trainers.batch(num_clips=9)
+    queue = module.queue.clone()
+    step = module.training_losses(view_q, view_k, num_frames, stage)
+    assert not any(value.requires_grad for value in (*step.losses.values(), *step.accuracies.values()))
+    q, k = (
+        torch.stack([functional.normalize(m(x), dim=1) for m, x in zip(encoders.values(), views, strict=True)])
+        for encoders, views in (
+            (module.query_encoders, small_trainers.derived(module, view_q, num_frames)),
+            (module.key_encoders, small_trainers.derived(module, view_k, num_frames)),
+        )
+    )
+    expected = ((q * k).sum(dim=2) > (q @ queue).amax(dim=2)).float().mean(dim=1)
+    names = ["single/joint", "single/motion"]
+    assert list(step.accuracies)[:2] == names
+    assert [step.accuracies[name].item() for name in names] == pytest.approx(expected.tolist())
+    assert 0 < sum(expected.tolist()) < 2
+    assert ("exchange/joint" in step.accuracies) is (stage == "cross")
 
 
 def test_queues_start_as_random_unit_columns():
@@ -141,7 +208,7 @@ def test_a_step_down_the_gradient_lowers_every_stage(stage):
     history = []
     for _ in range(5):
         module.queue.copy_(queue)
-        loss = sum(module.training_losses(*batch, stage=stage).values())
+        loss = module.training_losses(*batch, stage=stage).total
         gradients = torch.autograd.grad(loss, trained, allow_unused=True)
         length = torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm()
         with torch.no_grad():
@@ -163,7 +230,8 @@ def test_config_rebuilds_the_module():
 def test_one_person_one_clip_one_frame():
     module = small_trainers.ikem().eval()
     view_q, view_k, num_frames = small_trainers.batch(num_clips=1, num_frames=1)
-    assert all(loss.isfinite() for loss in module.training_losses(view_q, view_k, num_frames, stage="cross").values())
+    losses = module.training_losses(view_q, view_k, num_frames, stage="cross").losses
+    assert all(loss.isfinite() for loss in losses.values())
 
 
 @pytest.mark.parametrize(
@@ -194,9 +262,9 @@ def test_stored_clips_give_the_losses_of_clips_augmented_beforehand():
     indices = torch.tensor([6, 0, 3, 3, 2])
     drawn = ops.draw_views(5, 2, indices, clips.shape[2], ops.AugmentationConfig(camera_view=1.0, motion_scale=True))
     stored, beforehand = (small_trainers.ikem() for _ in range(2))
-    losses = stored.losses(*stored.views(clips, num_frames, indices, drawn), "cross")
+    losses = stored.losses(*stored.views(clips, num_frames, indices, drawn), "cross").losses
     augmented = [ops.augment(clips[indices], drawn.view(view)) for view in range(2)]
-    expected = beforehand.training_losses(*augmented, num_frames[indices], "cross")
+    expected = beforehand.training_losses(*augmented, num_frames[indices], "cross").losses
     assert list(losses) == list(expected)
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(stored.queue, beforehand.queue, rtol=1e-3, atol=1e-4)
@@ -227,7 +295,7 @@ def test_losses_are_those_of_the_ops():
     module = small_trainers.ikem(modalities=("joint", "motion"), momentum=1.0).eval()
     view_q, view_k, num_frames = small_trainers.batch()
     queue = module.queue.clone()
-    losses = module.training_losses(view_q, view_k, num_frames)
+    losses = module.training_losses(view_q, view_k, num_frames).losses
     q, k = (
         torch.stack(
             [functional.normalize(encoder(x), dim=1) for encoder, x in zip(encoders.values(), views, strict=True)]

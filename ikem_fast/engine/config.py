@@ -55,6 +55,7 @@ class ModelConfig:
     dropout: float = 0.5
     context: bool = True  # stage 2: context exchange between every ordered pair of modalities
     exchange: bool = True  # stage 2: implicit exchange through the concatenated keys
+    momentum_buffers: bool = False  # key encoders' running statistics follow by momentum, not from their own batches
 
 
 @dataclass

@@ -25,6 +25,8 @@ from ikem_fast.evaluation.knn import evaluate_knn
 from ikem_fast.methods import IKEM, RelationalDistillation
 from ikem_fast.ops import draw_views
 
+ACCURACY = "accuracy/"  # before the names of accuracies among a step's values
+
 
 class NonFiniteError(RuntimeError):
     """A loss or a weight became infinite or not a number; the message names where and the last good checkpoint."""
@@ -39,7 +41,7 @@ class Progress:
         step_in_epoch: steps of this epoch that are done.
         step: steps that are done in all.
         seconds: training time so far.
-        unlogged: names and values of the losses of steps done since the last log line, oldest first.
+        unlogged: names and values of the losses and accuracies of steps done since the last log line, oldest first.
     """
 
     epoch: int = 1
@@ -185,7 +187,9 @@ def train(
         speed = steps_since_reading * batch_size / max(now - clock, 1e-9)
         clock, steps_since_reading = now, 0
         epoch = (state.step - 1) // steps_per_epoch + 1  # state.epoch may be the next one already
-        losses = dict(zip(state.unlogged_names, values.mean(axis=0).tolist(), strict=True))
+        means = dict(zip(state.unlogged_names, values.mean(axis=0).tolist(), strict=True))
+        losses = {name: mean for name, mean in means.items() if not name.startswith(ACCURACY)}
+        accuracies = {name.removeprefix(ACCURACY): mean for name, mean in means.items() if name.startswith(ACCURACY)}
         total = math.fsum(losses.values())
         log.write(
             {
@@ -196,6 +200,7 @@ def train(
                 "learning_rate": learning_rate(section, epoch),
                 "loss": total,
                 "losses": losses,
+                "contrast_accuracy": accuracies,
                 "steps": len(values),
                 "clips_per_second": round(speed, 2),
                 "seconds": round(state.seconds, 3),
@@ -277,17 +282,18 @@ def train(
                             config.seed, state.epoch, batch.samples, train_set.clip_length, augmentation
                         )
                         views = method.views(batch.clips, batch.num_frames, batch.indices, parameters)
-                        losses = method.losses(*views, stage)
+                        step = method.losses(*views, stage)
                         optimizer.zero_grad(set_to_none=True)
-                        sum(losses.values()).backward()
+                        step.total.backward()
                         if section.max_gradient_norm is not None:
                             torch.nn.utils.clip_grad_norm_(trained, section.max_gradient_norm)
                         optimizer.step()
 
                         state.step += 1
                         state.step_in_epoch += 1
-                        state.unlogged_names = list(losses)
-                        state.unlogged.append(torch.stack([loss.detach() for loss in losses.values()]))
+                        values = {**step.losses, **{ACCURACY + name: value for name, value in step.accuracies.items()}}
+                        state.unlogged_names = list(values)
+                        state.unlogged.append(torch.stack(list(values.values())))
                         steps_since_reading += 1
                         bar.update()
                         if state.step % logging.log_every_steps == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -119,22 +120,7 @@ def distill(
 
 
 def _new_ikem(clip_set: ClipSet, config: Config) -> IKEM:
-    model = config.model
-    return IKEM(
-        clip_set.layout,
-        model.modalities,
-        hidden_channels=model.hidden_channels,
-        feature_size=model.feature_size,
-        embedding_size=model.embedding_size,
-        queue_size=model.queue_size,
-        temperature=model.temperature,
-        momentum=model.momentum,
-        topk=model.topk,
-        dropout=model.dropout,
-        context=model.context,
-        exchange=model.exchange,
-        quirks=resolve_quirks(config),
-    )
+    return IKEM(clip_set.layout, **dataclasses.asdict(config.model), quirks=resolve_quirks(config))
 
 
 def _new_distillation(teacher: IKEM, config: Config) -> RelationalDistillation:

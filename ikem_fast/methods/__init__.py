@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ikem_fast.methods.common import StepLosses
 from ikem_fast.methods.distillation import RelationalDistillation
 from ikem_fast.methods.ikem import IKEM
 
@@ -18,4 +19,4 @@ def from_config(config: Mapping[str, Any]) -> IKEM | RelationalDistillation:
     return METHODS[config["method"]].from_config(config)
 
 
-__all__ = ["IKEM", "METHODS", "RelationalDistillation", "from_config"]
+__all__ = ["IKEM", "METHODS", "RelationalDistillation", "StepLosses", "from_config"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ikem_fast import modalities as modality_registry
@@ -36,6 +38,63 @@ def leaves_chest_normal_out(quirks: Quirks, modalities: Iterable[str]) -> bool:
 def random_queue(*shape: int) -> Tensor:
     """Random keys, unit columns: (..., D, K)."""
     return functional.normalize(torch.randn(*shape), dim=-2)
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """What a training step comes to.
+
+    Attributes:
+        total: the step's loss, a scalar; ``total.backward()`` gives the gradient of the weights.
+        losses: its terms by name, scalars without a gradient.
+        accuracies: by name, the share of clips whose positive is more similar than every key of the queue; scalars
+            without a gradient.
+    """
+
+    total: Tensor
+    losses: dict[str, Tensor]
+    accuracies: dict[str, Tensor]
+
+
+Losses = tuple[dict[str, Tensor], dict[str, Tensor]]  # terms and accuracies by name
+
+
+def settle(measure: Callable[..., Losses], *embeddings: Tensor) -> StepLosses:
+    """The losses that ``measure`` makes of some embeddings, with their gradient taken at once.
+
+    So ``measure`` can read the queues, which new keys overwrite before the step's backward pass, and nothing of their
+    size is kept until then.
+    """
+    if not (torch.is_grad_enabled() and any(embedding.requires_grad for embedding in embeddings)):
+        losses, accuracies = measure(*embeddings)
+        return StepLosses(_sum(losses), losses, accuracies)
+    leaves = [embedding.detach().requires_grad_() for embedding in embeddings]
+    losses, accuracies = measure(*leaves)
+    total = _sum(losses)
+    gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+    # What has no part in the loss gets no gradient, not one of zeros, by which weight decay would move its weights.
+    used = [number for number, gradient in enumerate(gradients) if gradient is not None]
+    settled = _Settled.apply(total.detach(), *(gradients[i] for i in used), *(embeddings[i] for i in used))
+    return StepLosses(settled, {name: loss.detach() for name, loss in losses.items()}, accuracies)
+
+
+def _sum(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+class _Settled(torch.autograd.Function):
+    """A scalar whose gradients are known."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, *gradients_and_embeddings: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients_and_embeddings[: len(gradients_and_embeddings) // 2])
+        return total.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        return None, *[None] * len(gradients), *[upstream * gradient for gradient in gradients]
 
 
 class ModalityModule(nn.Module):
@@ -157,12 +216,12 @@ class Trainer(ModalityModule, ABC):
         )
 
     @abstractmethod
-    def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> dict[str, Tensor]:
-        """Losses of one training step on two views, as ``views`` gives them; their sum is the step's loss."""
+    def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> StepLosses:
+        """Losses of one training step on two views, as ``views`` gives them."""
 
     def training_losses(
         self, view_q: Tensor, view_k: Tensor, num_frames: Tensor, stage: str | None = None
-    ) -> dict[str, Tensor]:
+    ) -> StepLosses:
         """``losses`` of two views that the caller augmented.
 
         Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from ikem_fast import ops
 from ikem_fast.layouts import Layout
 from ikem_fast.methods.common import (
     THREE_MODALITIES,
+    Losses,
+    StepLosses,
     Trainer,
     embed,
     encode,
@@ -21,6 +24,7 @@ from ikem_fast.methods.common import (
     leaves_chest_normal_out,
     project,
     random_queue,
+    settle,
 )
 from ikem_fast.methods.ikem import IKEM
 from ikem_fast.modalities import MODALITIES
@@ -160,30 +164,30 @@ class RelationalDistillation(Trainer):
         """The teacher's modalities, and the students'."""
         return self.modalities, THREE_MODALITIES if self.early_fusion else self.student_modalities
 
-    def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> dict[str, Tensor]:
-        """Losses ``distill/<student>`` of one training step; their sum is the step's loss. Fills the queues after.
+    def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> StepLosses:
+        """Losses ``distill/<student>`` of one training step. Fills the queues after.
 
         Args:
             view_q: one view of N clips in the teacher's modalities.
             view_k: the other view, in the students' modalities.
             stage: distillation has one stage; accepted so that all trainers are called alike.
 
-        Returns:
-            Scalar tensors by name.
-
         Source: docs/method.md section 7.
         """
         teacher = self._teacher_embeddings(view_q)
         features = self._student_features(view_k)
         student = project([encoder.head for encoder in self.student_encoders.values()], features)
-        # Backward reads the teacher's queue as it was, while the new embeddings already take their places.
-        losses = ops.relational_distillation_loss(
-            student, teacher, self._queues(), self.teacher_queue.clone(), self.temperature, self.topk
-        )
+        step = settle(partial(self._measure, teacher), student)
         ops.enqueue_(self.queue, teacher, self.queue_pointer)
         joint_embedding = functional.normalize(torch.cat(list(teacher), dim=1), dim=1)
         ops.enqueue_(self.teacher_queue, joint_embedding, self.teacher_queue_pointer)
-        return {f"distill/{name}": loss for name, loss in zip(self.feature_names, losses, strict=True)}
+        return step
+
+    def _measure(self, teacher: Tensor, student: Tensor) -> Losses:
+        losses = ops.relational_distillation_loss(
+            student, teacher, self._queues(), self.teacher_queue, self.temperature, self.topk
+        )
+        return {f"distill/{name}": loss for name, loss in zip(self.feature_names, losses, strict=True)}, {}
 
     @torch.no_grad()
     def _teacher_embeddings(self, view: ClipViews) -> Tensor:

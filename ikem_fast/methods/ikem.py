@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ikem_fast import ops
 from ikem_fast.layouts import Layout
-from ikem_fast.methods.common import Trainer, embed, encode, project
+from ikem_fast.methods.common import Losses, StepLosses, Trainer, embed, encode, project, settle
 from ikem_fast.modalities import MODALITIES
 from ikem_fast.nn import initialize_weights
 from ikem_fast.ops import ClipViews
@@ -37,6 +38,8 @@ class IKEM(Trainer):
         dropout: of the encoders.
         context: whether stage 2 has the cross-modality context loss.
         exchange: whether stage 2 has the implicit exchange loss (and its heads).
+        momentum_buffers: whether running statistics of the key encoders follow the query encoders', too; otherwise they
+            are those of the key encoders' own batches, as published.
         quirks: behaviours of the authors' release.
 
     Source: docs/method.md sections 5 and 6.
@@ -45,7 +48,7 @@ class IKEM(Trainer):
     method = "ikem"
     config_fields = (
         *("modalities", "hidden_channels", "feature_size", "embedding_size", "queue_size", "temperature", "momentum"),
-        *("topk", "dropout", "context", "exchange"),
+        *("topk", "dropout", "context", "exchange", "momentum_buffers"),
     )
 
     def __init__(
@@ -63,6 +66,7 @@ class IKEM(Trainer):
         dropout: float = 0.5,
         context: bool = True,
         exchange: bool = True,
+        momentum_buffers: bool = False,
         quirks: Quirks = Quirks(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(layout, modalities, quirks)
@@ -80,6 +84,7 @@ class IKEM(Trainer):
         self.dropout = dropout
         self.context = context
         self.exchange = exchange
+        self.momentum_buffers = momentum_buffers
         self.query_encoders = nn.ModuleDict(
             {name: self.encoder(feature_size, embedding_size) for name in self.modalities}
         )
@@ -111,8 +116,8 @@ class IKEM(Trainer):
         """
         return encode(self.query_encoders, self.derive(clips, num_frames))
 
-    def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> dict[str, Tensor]:
-        """Losses of one training step; their sum is the step's loss.
+    def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> StepLosses:
+        """Losses of one training step.
 
         Moves the key encoders before they are used and fills the queues after the losses.
 
@@ -121,9 +126,6 @@ class IKEM(Trainer):
             view_k: the other view, for the key encoders.
             stage: ``"single"``, also if left out, for ``single/<modality>``; ``"cross"`` for ``context/<modality>``
                 and ``exchange/<modality>``.
-
-        Returns:
-            Scalar tensors by name.
 
         Source: docs/method.md sections 5 and 6.
         """
@@ -136,22 +138,31 @@ class IKEM(Trainer):
         features = encode(self.query_encoders, view_q)
         q = project([encoder.head for encoder in self.query_encoders.values()], features)
         k = self._keys(view_k)
-        # Backward reads the queue as it was, while the new keys already take their places.
-        queue = self.queue.clone()
-        losses = {}
-        if stage == "single":
-            losses.update(self._named("single", ops.info_nce(q, k, queue, self.temperature)))
-        else:
-            if self.context:
-                losses.update(self._named("context", ops.context_loss(q, k, queue, self.temperature, self.topk)))
-            if self.exchange:
-                e = project(self.exchange_heads.values(), features)
-                losses.update(self._named("exchange", ops.exchange_loss(e, k, queue, self.temperature)))
+        embeddings = [q]
+        if stage == "cross" and self.exchange:
+            embeddings.append(project(self.exchange_heads.values(), features))
+        step = settle(partial(self._measure_single if stage == "single" else self._measure_cross, k), *embeddings)
         ops.enqueue_(self.queue, k, self.queue_pointer)
-        return losses
+        return step
 
-    def _named(self, kind: str, losses: Tensor) -> dict[str, Tensor]:
-        return {f"{kind}/{name}": loss for name, loss in zip(self.modalities, losses, strict=True)}
+    def _measure_single(self, k: Tensor, q: Tensor) -> Losses:
+        losses, accuracies = ops.info_nce_and_accuracy(q, k, self.queue, self.temperature)
+        return self._named("single", losses), self._named("single", accuracies)
+
+    def _measure_cross(self, k: Tensor, q: Tensor, e: Tensor | None = None) -> Losses:
+        losses, accuracies = {}, {}
+        if self.context:
+            of_context = ops.context_loss_and_accuracy(q, k, self.queue, self.temperature, self.topk)
+            losses.update(self._named("context", of_context[0]))
+            accuracies.update(self._named("single", of_context[1]))
+        if e is not None:
+            of_exchange = ops.exchange_loss_and_accuracy(e, k, self.queue, self.temperature)
+            losses.update(self._named("exchange", of_exchange[0]))
+            accuracies.update(self._named("exchange", of_exchange[1]))
+        return losses, accuracies
+
+    def _named(self, kind: str, values: Tensor) -> dict[str, Tensor]:
+        return {f"{kind}/{name}": value for name, value in zip(self.modalities, values, strict=True)}
 
     @torch.no_grad()
     def _keys(self, view_k: ClipViews) -> Tensor:
@@ -161,6 +172,15 @@ class IKEM(Trainer):
         moving = self.modalities
         if stage == "cross" and self.quirks.partial_momentum_update:
             moving = tuple(name for name in moving if name in _MOVING_IN_CROSS_STAGE)
-        keys = [p for name in moving for p in self.key_encoders[name].parameters()]
-        queries = [p for name in moving for p in self.query_encoders[name].parameters()]
+        keys, queries = (
+            [tensor for name in moving for tensor in self._moved(encoders[name])]
+            for encoders in (self.key_encoders, self.query_encoders)
+        )
         ops.momentum_update_(keys, queries, self.momentum)
+
+    def _moved(self, encoder: nn.Module) -> list[Tensor]:
+        """The tensors of an encoder that the momentum update moves, in order."""
+        moved = [parameter.detach() for parameter in encoder.parameters()]
+        if self.momentum_buffers:
+            moved += [b for name, b in encoder.named_buffers() if name.endswith(("running_mean", "running_var"))]
+        return moved
