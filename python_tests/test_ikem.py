@@ -306,3 +306,32 @@ def test_losses_are_those_of_the_ops():
         )
     )
     torch.testing.assert_close(torch.stack(list(losses.values())), ops.info_nce(q, k, queue, module.temperature))
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["single", "cross"])
+def test_a_step_never_waits_for_the_device(stage):
+    module = small_trainers.ikem(hidden_channels=4, feature_size=16, embedding_size=8, queue_size=32).cuda()
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    clips, _, num_frames = (tensor.cuda() for tensor in small_trainers.batch(num_clips=8))
+    samples = torch.arange(8, device="cuda")
+
+    def step():
+        drawn = ops.draw_views(0, 1, samples, clips.shape[2], ops.AugmentationConfig())
+        result = module.losses(*module.views(clips, num_frames, samples, drawn), stage)
+        optimizer.zero_grad()
+        result.total.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        return result
+
+    step()  # libraries load
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(value.isfinite() for value in (*result.losses.values(), *result.accuracies.values()))
