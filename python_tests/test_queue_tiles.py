@@ -74,7 +74,7 @@ def test_queue_log_sum_exp_equals_the_formula(shape, dtypes, tile, device, monke
         assert_near(actual, wanted, tolerance)
     without = _queue_tiles.queue_log_sum_exp(x, queue, positive, 14.0, False)
     assert torch.allclose(without[0], log_sum_exp, rtol=1e-5)
-    assert torch.equal(without[1], best)
+    assert torch.allclose(without[1], best, rtol=1e-5)  # other tiles, whose products may be rounded differently
     assert without[2].shape == (0,)
 
 
