@@ -23,10 +23,10 @@ import argparse
 import itertools
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
+import allocator
 import cuda_timing
 import torch
 from torch import Tensor
@@ -35,7 +35,6 @@ from ikem_fast import _extension, layouts
 from ikem_fast.ops import AugmentationConfig, ViewParameters, augment, clip_views, clip_views_reference, draw_views
 from ikem_fast.ops.clip_views import ClipViews
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 STORED, BATCH, FRAMES, JOINTS, PERSONS, MODALITIES, VIEWS = 1024, 128, 50, 25, 2, 6, 2
 STORED_ON_GPU = 16384
 GPU_TARGET = 0.7  # of the copy bandwidth
@@ -211,8 +210,7 @@ def main() -> None:
     if arguments.device == "cuda":
         run_cuda(arguments.repeats, not arguments.no_compile)
         return
-    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    allocator.keep_freed_memory()
     run(arguments.threads, arguments.repeats, not arguments.no_compile)
 
 

@@ -15,12 +15,11 @@ and as a CUDA graph, where it can be captured; cuda_timing.py says how calls are
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
+import allocator
 import cuda_timing
 import torch
 from bench_clip_views import derive_bone_by_bone
@@ -28,7 +27,6 @@ from bench_clip_views import derive_bone_by_bone
 from ikem_fast import _extension
 from ikem_fast.ops import derive_modalities, derive_modalities_reference
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 BATCH, FRAMES, JOINTS, PERSONS, MODALITIES = 128, 50, 25, 2, 6
 
 
@@ -123,8 +121,7 @@ def main() -> None:
     if arguments.device == "cuda":
         run_cuda(arguments.repeats, not arguments.no_compile)
         return
-    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    allocator.keep_freed_memory()
     run(arguments.threads, arguments.repeats)
 
 

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import allocator
 import cuda_timing
 import torch
 from torch import Tensor
@@ -35,7 +36,6 @@ from torch.nn import functional
 
 from ikem_fast import _extension, ops
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 RETURNING_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 STREAMS, SIZE, STUDENTS, TOPK, TEMPERATURE = 6, 128, 3, 1, 0.07
 STAGES = ("stage 1", "stage 2", "distillation")
@@ -334,8 +334,8 @@ def main() -> None:
         print(measure_peak(stage, name, int(num_clips), int(queue_size), backward == "1", device))
         return
     arguments = parse()
-    if arguments.device == "cpu" and any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    if arguments.device == "cpu":
+        allocator.keep_freed_memory()
     run(arguments)
 
 

@@ -12,6 +12,7 @@
 
 #include "cpu/exponential.h"
 #include "cpu/matrix_product.h"
+#include "cpu/queue_columns.h"
 #include "cpu/workspace.h"
 
 namespace ikem_fast::cpu::CPU_CAPABILITY {
@@ -25,13 +26,6 @@ constexpr int64_t kRowsAtATime = 192;
 template <typename T>
 constexpr int64_t round_up(int64_t count) {
   return (count + at::vec::Vectorized<T>::size() - 1) / at::vec::Vectorized<T>::size() * at::vec::Vectorized<T>::size();
-}
-
-inline void convert_row(const float* from, at::BFloat16* to, int64_t count) { round_numbers(count, from, to); }
-
-template <typename T>
-void convert_row(const T* from, T* to, int64_t count) {
-  std::copy_n(from, count, to);
 }
 
 // The largest of whole vectors of numbers; NaN if one of them is.
@@ -109,17 +103,9 @@ class TileSummer {
 
   // The tile as the right factors of both products.
   void load(const Q* queue, int64_t width) {
-    for (int64_t d = 0; d < p_.size; ++d) {
-      const Q* from = queue + d * p_.size_stride;
-      X* to = tile_.data() + d * stride_;
-      if (p_.column_stride == 1) {
-        convert_row(from, to, width);
-      } else {
-        for (int64_t j = 0; j < width; ++j) {
-          to[j] = X(from[j * p_.column_stride]);
-        }
-      }
-      std::fill(to + width, to + paired_width(width), X(0.0f));
+    copy_columns<X, Q>({queue, p_.size_stride, p_.column_stride}, p_.size, 0, width, tile_.data(), stride_);
+    for (int64_t d = 0; d < p_.size && width < paired_width(width); ++d) {
+      tile_.data()[d * stride_ + width] = X(0.0f);
     }
     if constexpr (kPaired) {
       pair_rows(p_.size, width, tile_.data(), stride_, pairs_.data());

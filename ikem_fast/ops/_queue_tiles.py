@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ikem_fast import _extension
+from ikem_fast.ops._checks import compares_with_queues, computed_dtype
 
 # Of a tile's similarities, to stay in the second-level cache of an H100 or H200 (50 MB) with what is made of them.
 _SIMILARITY_BYTES = 24 << 20
@@ -112,7 +113,7 @@ def queue_log_sum_exp(
     """The operator ``ikem_fast::queue_log_sum_exp``."""
     batch, rows, size = x.shape
     queue_size = queue.shape[2]
-    computed = _computed_dtype(x)
+    computed = computed_dtype(x)
     log_sum_exp = positive.to(computed, copy=True, memory_format=torch.contiguous_format)
     best = torch.full_like(log_sum_exp, -math.inf)
     gradient = x.new_zeros((batch, rows, size) if with_gradient else (0,), dtype=computed)
@@ -153,7 +154,7 @@ def pair_log_sum_exp(
     num_y = 0 if y is None else y.shape[0]
     num_singles, num_pairs, num_mined = _numbers(num_x, num_y)
     queue_size = queue.shape[2]
-    computed = _computed_dtype(x)
+    computed = computed_dtype(x)
     single = x.new_empty((num_singles, num_rows), dtype=computed)
     pair = x.new_empty((num_pairs, num_rows), dtype=computed)
     neighbours = x.new_empty((num_x, num_rows, topk), dtype=torch.int64)
@@ -206,7 +207,7 @@ def pair_log_sum_exp_backward(
     right = x if y is None else y
     # y's streams share a queue, and so are more rows of one matrix.
     batch, rows, size = x.shape if y is None else (1, num_y * num_rows, y.shape[2])
-    computed = _computed_dtype(x)
+    computed = computed_dtype(x)
     gradient = x.new_empty((batch, rows, size), dtype=computed)
     if num_rows == 0:
         return gradient.view(right.shape)
@@ -255,7 +256,7 @@ class _PairSimilarities:
     """The similarities s_a (A, segments, N, segment size) and, with y, g_u (segments, U, N, segment size) of tiles."""
 
     def __init__(self, x: Tensor, queue: Tensor, y: Tensor | None, y_queue: Tensor | None, tiling: Tiling):
-        self._computed = _computed_dtype(x)
+        self._computed = computed_dtype(x)
         self._x_shape = (x.shape[0], tiling.segments, x.shape[1], tiling.segment_size)
         self._x_left = _for_segments(x, tiling)
         self._x_tiles = _Tiles(queue, tiling, x.dtype)
@@ -276,10 +277,6 @@ class _PairSimilarities:
             return x_similarity, None
         self.last_tile = self._y_tiles.at(start)
         return x_similarity, _multiply(self._y_left, self.last_tile, self._computed).view(self._y_shape)
-
-
-def _computed_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _numbers(num_x: int, num_y: int) -> tuple[int, int, int]:
@@ -306,7 +303,7 @@ def _multiply(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _has_kernels(tensor: Tensor) -> bool:
-    return tensor.is_cuda and tensor.dtype != torch.float64 and _extension.cuda_available()
+    return tensor.is_cuda and compares_with_queues(tensor)
 
 
 def _pairs_have_kernels(x_similarity: Tensor, num_y: int) -> bool:

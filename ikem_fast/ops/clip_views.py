@@ -13,7 +13,7 @@ from torch import Tensor
 from ikem_fast import _extension
 from ikem_fast.layouts import Layout
 from ikem_fast.modalities import MODALITIES
-from ikem_fast.ops._checks import describe
+from ikem_fast.ops._checks import as_computed, computed_dtype, describe
 from ikem_fast.ops.augment import augment
 from ikem_fast.ops.derive_modalities import CUDA_MAX_JOINTS, check_modalities, derive_modalities_reference
 from ikem_fast.ops.draw_views import ViewParameters
@@ -149,7 +149,7 @@ def clip_views_reference(
         _check_values(clips, indices, parameters)
     if indices is not None:
         clips, num_frames = clips[indices], num_frames[indices]
-    clips = clips.to(_computed_dtype(clips))
+    clips = as_computed(clips)
     views = []
     for number in range(_num_views(parameters)):
         augmented = clips if parameters is None else augment(clips, _as_computed(parameters, clips).view(number))
@@ -163,12 +163,8 @@ def clip_views_reference(
     return ClipViews(rounded, sums, clips.shape[4])
 
 
-def _computed_dtype(clips: Tensor) -> torch.dtype:
-    return torch.float64 if clips.dtype == torch.float64 else torch.float32
-
-
 def _as_computed(parameters: ViewParameters, clips: Tensor) -> ViewParameters:
-    dtype = _computed_dtype(clips)
+    dtype = computed_dtype(clips)
     floats = {name: values for name, values in _tensors(parameters).items() if name != "crop_start"}
     return replace(parameters, **{name: None if v is None else v.to(dtype) for name, v in floats.items()})
 
@@ -202,7 +198,7 @@ def _check_arguments(
     """The dtype of the views, once shapes, dtypes and devices fit."""
     _check_clips(clips, num_frames)
     if dtype is None:
-        dtype = _computed_dtype(clips)
+        dtype = computed_dtype(clips)
     if dtype not in ((torch.float64,) if clips.dtype == torch.float64 else _VIEW_DTYPES):
         raise ValueError(
             "dtype must be float64 for float64 clips and float32, bfloat16 or float16 for others, got "

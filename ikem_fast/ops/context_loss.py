@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ikem_fast import _extension
 from ikem_fast.ops._checks import (
     as_computed,
     check_queries_keys_queue,
     check_rows_and_queue,
     check_temperature,
     check_topk,
-    compares_with_queues,
 )
 from ikem_fast.ops.pair_log_sum_exp import pair_log_sum_exp
 
@@ -23,7 +21,7 @@ def context_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: 
     With ``s_a = q_a · queue_a`` and ``p_a = q_a · k_a``, the logits of the ordered pair (a, b) are
     ``[p_a, s_a, s_a * s_b] / temperature``; positive are p_a and, in both other parts, the ``topk`` largest of s_b.
     Gradients reach q_a and q_b. Computed by :func:`ikem_fast.ops.pair_log_sum_exp`, in memory that does not grow with
-    K, wherever that has a kernel and takes the dtypes; otherwise it is :func:`context_loss_reference`.
+    K wherever that has a kernel.
 
     Args:
         q: (S, N, D) unit query embeddings, S >= 2.
@@ -55,11 +53,6 @@ def context_loss_and_accuracy(
         queue, without gradient.
     """
     _check_arguments(q, k, queue, temperature, topk)
-    _extension.require()
-    if not compares_with_queues(q):
-        losses = context_loss_reference(q, k, queue, temperature, topk)
-        nearest = (q.detach() @ queue).amax(dim=2)
-        return losses, ((q.detach() * k).sum(dim=2) > nearest).to(losses.dtype).mean(dim=1)
     streams = q.shape[0]
     scale = 1 / temperature
     found = pair_log_sum_exp(q, queue, scale, topk)

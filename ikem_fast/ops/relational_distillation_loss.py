@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ikem_fast import _extension
 from ikem_fast.ops._checks import (
     as_computed,
     check_constant,
@@ -14,7 +13,6 @@ from ikem_fast.ops._checks import (
     check_temperature,
     check_tensor,
     check_topk,
-    compares_with_queues,
 )
 from ikem_fast.ops.pair_log_sum_exp import pair_log_sum_exp
 
@@ -27,8 +25,7 @@ def relational_distillation_loss(
     With ``t = normalize(concatenation of the teacher's S embeddings)``, ``g = u · teacher_queue`` and
     ``s_a = q_a · queue_a``, the logits for teacher modality a are ``[u · t, g, s_a * g] / temperature``; positive are
     u·t and, in both other parts, the ``topk`` largest of s_a. Gradients reach u. Computed by
-    :func:`ikem_fast.ops.pair_log_sum_exp`, in memory that does not grow with K, wherever that has a kernel and takes
-    the dtypes; otherwise it is :func:`relational_distillation_loss_reference`.
+    :func:`ikem_fast.ops.pair_log_sum_exp`, in memory that does not grow with K wherever that has a kernel.
 
     Args:
         student: (students, N, S·D) unit embeddings of the students.
@@ -49,9 +46,6 @@ def relational_distillation_loss(
     Source: docs/method.md section 7.
     """
     _check_arguments(student, teacher, queues, teacher_queue, temperature, topk)
-    _extension.require()
-    if not compares_with_queues(student):
-        return relational_distillation_loss_reference(student, teacher, queues, teacher_queue, temperature, topk)
     scale = 1 / temperature
     found = pair_log_sum_exp(teacher, queues, scale, topk, student, teacher_queue)
     positive = (as_computed(student) * _target(as_computed(teacher))).sum(dim=2)  # (students, N)
