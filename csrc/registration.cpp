@@ -22,8 +22,45 @@ TORCH_LIBRARY(ikem_fast, m) {
   m.def(
       "pair_log_sum_exp_backward(Tensor x, Tensor queue, Tensor? y, Tensor? y_queue, float scale, Tensor single, "
       "Tensor pair, Tensor neighbours, Tensor single_gradient, Tensor pair_gradient, Tensor mined_gradient) -> Tensor");
+  m.def(
+      "graph_convolution(Tensor x, Tensor weight, Tensor bias, Tensor importance, Tensor adjacency, Tensor edges, "
+      "int stride, bool statistics, Tensor? output_scale, Tensor? output_shift, bool output_activation) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "graph_convolution_backward(Tensor x, Tensor weight, Tensor bias, Tensor importance, Tensor adjacency, "
+      "Tensor edges, int stride, Tensor y, Tensor mean, Tensor y_gradient, Tensor? mean_gradient, "
+      "Tensor? variance_gradient, bool with_x_gradient) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "temporal_convolution(Tensor x, Tensor? scale, Tensor? shift, Tensor weight, Tensor bias, int stride, "
+      "bool statistics, Tensor? output_scale, Tensor? output_shift, Tensor? residual) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "temporal_convolution_backward(Tensor x, Tensor? scale, Tensor? shift, Tensor weight, int stride, Tensor y, "
+      "Tensor mean, Tensor y_gradient, Tensor? mean_gradient, Tensor? variance_gradient, bool with_x_gradient) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "residual_activation(Tensor x, Tensor scale, Tensor shift, Tensor? residual, Tensor? residual_scale, "
+      "Tensor? residual_shift, float dropout, Tensor? seed, int layer, int pool) -> Tensor");
+  m.def(
+      "residual_activation_backward(Tensor x, Tensor scale, Tensor shift, Tensor? residual, Tensor? residual_scale, "
+      "Tensor? residual_shift, float dropout, Tensor? seed, int layer, int pool, Tensor gradient) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "batch_norm_coefficients(Tensor mean, Tensor variance, Tensor weight, Tensor bias, float eps) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "batch_norm_coefficients_backward(Tensor mean, Tensor variance, Tensor weight, float eps, "
+      "Tensor scale_gradient, Tensor shift_gradient) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("enqueue_(Tensor(a!) queue, Tensor keys, Tensor(b!) pointer) -> ()");
   m.def("momentum_update_(Tensor(a!)[] key_tensors, Tensor[] query_tensors, float momentum) -> ()");
+
+  // One of two ways of the CPU's temporal_convolution, which chooses by the sizes; here for the tests.
+  m.def(
+      "_temporal_convolution_spectral(Tensor x, Tensor? scale, Tensor? shift, Tensor weight, Tensor bias, int stride, "
+      "bool statistics, Tensor? output_scale, Tensor? output_shift, Tensor? residual) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "_temporal_convolution_spectral_backward(Tensor x, Tensor? scale, Tensor? shift, Tensor weight, int stride, "
+      "Tensor y, Tensor mean, Tensor y_gradient, Tensor? mean_gradient, Tensor? variance_gradient, "
+      "bool with_x_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   // Steps of queue_log_sum_exp and pair_log_sum_exp on CUDA, called by ikem_fast/ops/_queue_tiles.py alone.
   m.def("_pack_queue_tile_(Tensor(a!) tile, Tensor queue, int start) -> ()");
