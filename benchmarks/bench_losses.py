@@ -21,22 +21,19 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import allocator
 import cuda_timing
+import measuring
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ikem_fast import _extension, ops
+from ikem_fast import ops
 
-RETURNING_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 STREAMS, SIZE, STUDENTS, TOPK, TEMPERATURE = 6, 128, 3, 1, 0.07
 STAGES = ("stage 1", "stage 2", "distillation")
 WAYS = ("ours", "ours, bf16", "definition", "definition, compiled")
@@ -178,37 +175,14 @@ def time_ways(stage: str, names: list[str], num_clips: int, queues: Queues, back
         )
         for dtype in (torch.float32, torch.bfloat16)
     }
-    seconds: dict[str, list[float]] = {name: [] for name in (*ways, *products)}
-    for call in range(repeats + 2):
-        for name in seconds:
-            slow = name.startswith("definition")
-            if slow and call >= max(3, repeats // 4) + 2:
-                continue
-            x = draw_inputs(stage, num_clips, generator)
-            run = products.get(name) or (lambda name=name, x=x: run_way(ways[name], x, queues, backward))
-            if device.type == "cuda":
-                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                torch.cuda.synchronize()
-                start.record()
-                run()
-                stop.record()
-                stop.synchronize()
-                elapsed = start.elapsed_time(stop) / 1e3
-            else:
-                begin = time.perf_counter()
-                run()
-                elapsed = time.perf_counter() - begin
-            if call >= 2:
-                seconds[name].append(elapsed)
-    return {name: sorted(values) for name, values in seconds.items()}
-
-
-def resident_bytes(field: str) -> int:
-    """``VmRSS`` or ``VmHWM`` of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    runs = {name: lambda x, way=way: run_way(way, x, queues, backward) for name, way in ways.items()}
+    runs.update({name: lambda _, run=run: run() for name, run in products.items()})
+    return measuring.time_in_turns(
+        runs,
+        lambda: draw_inputs(stage, num_clips, generator),
+        lambda name: max(3, repeats // 4) if name.startswith("definition") else repeats,
+        device,
+    )
 
 
 def measure_peak(stage: str, name: str, num_clips: int, queue_size: int, backward: bool, device: str) -> int:
@@ -218,28 +192,7 @@ def measure_peak(stage: str, name: str, num_clips: int, queue_size: int, backwar
     way = make_way(name, stage)
     run_way(way, draw_inputs(stage, 2, generator), make_queues(stage, 64, device), backward)
     x = draw_inputs(stage, num_clips, generator)
-    if device == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run_way(way, x, queues, backward)
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = resident_bytes("VmRSS")
-    run_way(way, x, queues, backward)
-    return resident_bytes("VmHWM") - before
-
-
-def peak_in_process(*arguments: object, threads: int) -> int | None:
-    """``measure_peak`` in a process of its own; None where that ran out of memory."""
-    environment = {**os.environ, **RETURNING_ALLOCATOR, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, "--peak", *(str(argument) for argument in arguments)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode == 0:
-        return int(result.stdout.split()[-1])
-    if result.returncode == -9 or "memory" in result.stderr:
-        return None
-    raise SystemExit(f"measuring the memory of '{arguments[1]}' failed: {result.stderr.strip().splitlines()[-1]}")
+    return measuring.peak_beyond(lambda: run_way(way, x, queues, backward), device)
 
 
 def definition_bytes(stage: str, num_clips: int, queue_size: int) -> int:
@@ -274,7 +227,9 @@ def run_size(stage: str, num_clips: int, queue_size: int, names: list[str], repe
             products = statistics.median(seconds["products, bf16" if name.endswith("bf16") else "products, fp32"])
             peak = None
             if "compiled" not in name:
-                peak = peak_in_process(stage, name, num_clips, queue_size, int(backward), device, threads=threads)
+                peak = measuring.peak_in_process(
+                    __file__, stage, name, num_clips, queue_size, int(backward), device, threads=threads
+                )
                 medians[name, backward, "memory"] = peak
             memory = "" if peak is None else f"{peak / 1e6:.0f} MB"
             ratio = "" if name.startswith("ours") else f"{median / statistics.median(seconds['ours']):.1f} times"
@@ -290,9 +245,7 @@ def run(arguments: argparse.Namespace) -> dict:
         print(cuda_timing.describe_gpu())
     else:
         torch.set_num_threads(arguments.threads)
-        capability = _extension.require().build_info()["cpu_capability"]
-        print(f"torch {torch.__version__}, {arguments.threads} threads, {capability}")
-        print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores before the run")
+        print(measuring.describe_cpu(arguments.threads))
     names = [name for name in WAYS if not (arguments.no_compile and "compiled" in name)]
     figures = {}
     for stage in arguments.stages:

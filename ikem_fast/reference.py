@@ -22,6 +22,7 @@ from ikem_fast.evaluation.linear_classifier import LinearClassifier
 from ikem_fast.layouts import Layout
 from ikem_fast.methods import IKEM, RelationalDistillation
 from ikem_fast.methods.distillation import EARLY_FUSION
+from ikem_fast.nn import MultiStreamSTGCN
 from ikem_fast.quirks import Quirks
 
 # Our modality → the release's suffix of encoders and queues, and its letter for heads and students.
@@ -37,7 +38,7 @@ _ENCODER_NAMES = (
     (r"adjacency", r"A"),
     (r"input_norm\.(.+)", r"data_bn.\1"),
     (r"blocks\.(\d+)\.importance", r"edge_importance.\1"),
-    (r"blocks\.(\d+)\.graph_conv\.conv\.(.+)", r"st_gcn_networks.\1.gcn.conv.\2"),
+    (r"blocks\.(\d+)\.graph_conv\.(.+)", r"st_gcn_networks.\1.gcn.conv.\2"),
     (r"blocks\.(\d+)\.graph_norm\.(.+)", r"st_gcn_networks.\1.tcn.0.\2"),
     (r"blocks\.(\d+)\.temporal_conv\.(.+)", r"st_gcn_networks.\1.tcn.2.\2"),
     (r"blocks\.(\d+)\.temporal_norm\.(.+)", r"st_gcn_networks.\1.tcn.3.\2"),
@@ -53,7 +54,7 @@ class ReferenceCheckpointError(ValueError):
 
 
 def reference_encoder_name(name: str, *, single_head: bool = False) -> str:
-    """The release's name for a tensor of ``STGCN.state_dict()``."""
+    """The release's name for a tensor of ``STGCNReference.state_dict()``."""
     if single_head and name.startswith("head.0."):
         return name.replace("head.0.", "fc.")
     for pattern, replacement in _ENCODER_NAMES:
@@ -66,31 +67,31 @@ def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Our tensors under their release names. The release keeps one queue pointer a modality, all equal."""
     named: dict[str, Tensor] = {}
 
-    def add_encoder(prefix: str, encoder: nn.Module, *, single_head: bool = False) -> None:
-        for name, tensor in encoder.state_dict().items():
+    def add_encoder(prefix: str, encoders: MultiStreamSTGCN, stream: int, *, single_head: bool = False) -> None:
+        for name, tensor in encoders.stream_tensors(stream).items():
             named[f"{prefix}.{reference_encoder_name(name, single_head=single_head)}"] = tensor
 
     if isinstance(module, LinearClassifier):
-        for name, encoder in module.encoders.items():
-            add_encoder(f"encoder_q{_NAMES[name][0]}", encoder, single_head=True)
+        for index, name in enumerate(module.modalities):
+            add_encoder(f"encoder_q{_NAMES[name][0]}", module.encoders, index, single_head=True)
         return named
     for index, name in enumerate(module.modalities):
         suffix, letter = _NAMES[name]
         named[f"queue{suffix}"] = module.queue[index]
         named[f"queue_ptr{suffix}"] = module.queue_pointer
         if isinstance(module, IKEM):
-            add_encoder(f"encoder_q{suffix}", module.query_encoders[name])
-            add_encoder(f"encoder_k{suffix}", module.key_encoders[name])
-            if module.exchange:
-                for key, tensor in module.exchange_heads[name].state_dict().items():
-                    named[f"mlp2{letter}.{key}"] = tensor
+            add_encoder(f"encoder_q{suffix}", module.query_encoders, index)
+            add_encoder(f"encoder_k{suffix}", module.key_encoders, index)
+            for key, tensor in module.exchange_heads.state_dict().items():
+                named[f"mlp2{letter}.{key}"] = tensor[index]
         else:
-            add_encoder(f"encoder_q{suffix}", module.teacher_encoders[name])
+            add_encoder(f"encoder_q{suffix}", module.teacher_encoders, index)
     if isinstance(module, RelationalDistillation):
         named["queue_teacher"] = module.teacher_queue
         named["queue_ptr_teacher"] = module.teacher_queue_pointer
-        for name, encoder in module.student_encoders.items():
-            add_encoder("encoder_student" if name == EARLY_FUSION else f"encoder_student_{_NAMES[name][1]}", encoder)
+        for index, name in enumerate(module.feature_names):
+            prefix = "encoder_student" if name == EARLY_FUSION else f"encoder_student_{_NAMES[name][1]}"
+            add_encoder(prefix, module.student_encoders, index)
     return named
 
 

@@ -52,7 +52,7 @@ def test_any_teacher_and_students(teacher_modalities, student_modalities):
     assert list(losses) == [f"distill/{name}" for name in student_modalities]
     assert module.queue_pointer.tolist() == module.teacher_queue_pointer.tolist() == [5]
     assert module.features(*small_trainers.batch()[1:]).shape == (len(student_modalities), 5, 6)
-    assert module.student_encoders[student_modalities[0]].head[0].out_features == 4 * len(teacher_modalities)
+    assert module.student_encoders.head[0].out_features == 4 * len(teacher_modalities)
 
 
 def test_the_first_view_goes_to_the_teacher_and_the_second_to_the_student():
@@ -60,8 +60,7 @@ def test_the_first_view_goes_to_the_teacher_and_the_second_to_the_student():
     view_q, view_k, num_frames = small_trainers.batch()
     module.training_losses(view_q, view_k, num_frames)
     views = small_trainers.derived(module, view_q, num_frames)
-    t = torch.stack([encoder(x) for encoder, x in zip(module.teacher_encoders.values(), views, strict=True)])
-    t = functional.normalize(t, dim=2)
+    t = functional.normalize(module.teacher_encoders(views), dim=2)
     torch.testing.assert_close(module.queue[:, :, :5].mT, t)
     joint = functional.normalize(torch.cat(list(t), dim=1), dim=1)
     torch.testing.assert_close(module.teacher_queue[:, :5].T, joint)
@@ -78,12 +77,12 @@ def test_quirk_2_which_queue_the_angular_velocity_sees(swapped):
 @pytest.mark.parametrize("training", [True, False])
 def test_quirk_3_the_mode_of_the_teacher(training):
     module = small_trainers.distillation(quirks=Quirks(teacher_in_training_mode=training))
-    before = module.teacher_encoders["joint"].input_norm.running_mean.clone()
+    before = module.teacher_encoders.input_norm.running_mean.clone()
     module.train()
     module.training_losses(*small_trainers.batch())
     assert module.student_encoders.training
     assert module.teacher_encoders.training is training
-    assert torch.equal(module.teacher_encoders["joint"].input_norm.running_mean, before) is not training
+    assert torch.equal(module.teacher_encoders.input_norm.running_mean, before) is not training
     module.eval()
     assert not module.teacher_encoders.training
 
@@ -98,7 +97,7 @@ def test_quirk_4_the_three_modality_variant(early_fusion):
     losses = module.training_losses(view_q, view_k, num_frames).losses
     if early_fusion:
         assert list(losses) == ["distill/early_fusion"]
-        student = module.student_encoders["early_fusion"]
+        student = module.student_encoders
         assert student.in_channels == 9
         assert [layer.out_features for layer in student.head if hasattr(layer, "out_features")] == [12, 12]
         assert module.features(view_q, num_frames).shape == (1, 5, 6)

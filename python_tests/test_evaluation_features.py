@@ -36,7 +36,7 @@ def test_batch_size_does_not_matter(clip_set):
 def test_module_and_random_state_are_left_as_they_were(clip_set):
     method = small_ikem()
     method.train()
-    method.query_encoders["bone"].eval()
+    method.query_encoders.blocks[3].eval()
     modes = [module.training for module in method.modules()]
     state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     random_state = torch.get_rng_state()

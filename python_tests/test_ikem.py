@@ -71,24 +71,24 @@ def test_a_step_moves_the_keys_before_use_and_enqueues_them_after():
         for parameter in module.query_encoders.parameters():
             parameter.add_(0.1)
     before = {name: parameter.clone() for name, parameter in module.key_encoders.named_parameters()}
-    queue, statistics = module.queue.clone(), module.key_encoders["joint"].input_norm.running_mean.clone()
+    queue, statistics = module.queue.clone(), module.key_encoders.input_norm.running_mean.clone()
     module.training_losses(view_q, view_k, num_frames)
     queries = dict(module.query_encoders.named_parameters())
     for name, parameter in module.key_encoders.named_parameters():
         torch.testing.assert_close(parameter, 0.25 * before[name] + 0.75 * queries[name])
-    assert not torch.equal(module.key_encoders["joint"].input_norm.running_mean, statistics)
+    assert not torch.equal(module.key_encoders.input_norm.running_mean, statistics)
     assert module.queue_pointer.tolist() == [5]
     assert torch.equal(module.queue[:, :, 5:], queue[:, :, 5:])
     torch.testing.assert_close(module.queue[:, :, :5].norm(dim=1), torch.ones(2, 5))
     # The keys in the queue are those of the moved encoders, in training mode as in the step.
-    keys = module.key_encoders["motion"](small_trainers.derived(module, view_k, num_frames)[1])
+    keys = module.key_encoders(small_trainers.derived(module, view_k, num_frames))[1]
     torch.testing.assert_close(module.queue[1, :, :5].T, functional.normalize(keys, dim=1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("momentum_buffers", [True, False])
 def test_which_buffers_of_the_key_encoders_follow(momentum_buffers):
     module = small_trainers.ikem(modalities=("joint",), momentum=0.25, momentum_buffers=momentum_buffers).eval()
-    query, key = module.query_encoders["joint"], module.key_encoders["joint"]
+    query, key = module.query_encoders, module.key_encoders
     with torch.no_grad():
         query.input_norm.running_mean.add_(1.0)
     before = key.input_norm.running_mean.clone()
@@ -111,16 +111,17 @@ def test_quirk_1_which_key_encoders_move_in_stage_2(partial):
     with torch.no_grad():
         for parameter in module.query_encoders.parameters():
             parameter.add_(0.1)
-    before = {name: encoder.head[0].weight.clone() for name, encoder in module.key_encoders.items()}
+    before = module.key_encoders.head[0].weight.clone()
     module.training_losses(*small_trainers.batch(), stage="cross")
-    moved = {name for name, encoder in module.key_encoders.items() if not encoder.head[0].weight.equal(before[name])}
+    weights = zip(MODALITIES, module.key_encoders.head[0].weight, before, strict=True)
+    moved = {name for name, now, then in weights if not now.equal(then)}
     assert moved == ({"motion", "acceleration", "angular_velocity"} if partial else set(MODALITIES))
 
 
 @pytest.mark.parametrize("redraw", [True, False])
 def test_quirk_7_where_the_keys_start(redraw):
     module = small_trainers.ikem(quirks=Quirks(redraw_key_weights=redraw))
-    query, key = module.query_encoders["bone"], module.key_encoders["bone"]
+    query, key = module.query_encoders, module.key_encoders
     assert torch.equal(query.head[0].weight, key.head[0].weight) is not redraw
     assert torch.equal(query.blocks[0].importance, key.blocks[0].importance)
     assert not any(parameter.requires_grad for parameter in module.key_encoders.parameters())
@@ -130,7 +131,7 @@ def test_quirk_9_which_graph():
     for one_hop, limit in ((True, 1), (False, None)):
         module = small_trainers.ikem(quirks=Quirks(one_hop_graph=one_hop))
         for encoders in (module.query_encoders, module.key_encoders):
-            assert torch.equal(encoders["bone"].adjacency, module.layout.adjacency(distance_limit=limit))
+            assert torch.equal(encoders.graph.adjacency, module.layout.adjacency(distance_limit=limit))
     assert not torch.equal(module.layout.adjacency(1), module.layout.adjacency(None))
 
 
@@ -143,8 +144,8 @@ def test_losses_of_stage_2_can_be_left_out():
     assert list(step.losses) == ["exchange/joint"]
     step.total.backward()
     # Weights that have no part in the loss get no gradient at all, so that weight decay leaves them alone, too.
-    assert all(parameter.grad is None for parameter in module.query_encoders["joint"].head.parameters())
-    assert module.query_encoders["joint"].blocks[0].temporal_conv.weight.grad.any()
+    assert all(parameter.grad is None for parameter in module.query_encoders.head.parameters())
+    assert module.query_encoders.blocks[0].temporal_conv.weight.grad.any()
 
 
 def test_the_gradient_of_the_total_is_that_of_the_losses():
@@ -159,8 +160,7 @@ def test_the_gradient_of_the_total_is_that_of_the_losses():
     (2.0 * step.total).backward()
     features = module.features(views[0], num_frames)
     q, e = (
-        torch.stack([functional.normalize(head(f), dim=1) for head, f in zip(heads, features, strict=True)])
-        for heads in ([encoder.head for encoder in module.query_encoders.values()], module.exchange_heads.values())
+        functional.normalize(heads(features), dim=2) for heads in (module.query_encoders.head, module.exchange_heads)
     )
     k = module.queue[:, :, :5].mT
     total = ops.context_loss_reference(q, k, queue, module.temperature, module.topk).sum()
@@ -179,7 +179,7 @@ def test_accuracy_is_how_often_the_positive_is_nearer_than_every_key(stage):
     step = module.training_losses(view_q, view_k, num_frames, stage)
     assert not any(value.requires_grad for value in (*step.losses.values(), *step.accuracies.values()))
     q, k = (
-        torch.stack([functional.normalize(m(x), dim=1) for m, x in zip(encoders.values(), views, strict=True)])
+        functional.normalize(encoders(views), dim=2)
         for encoders, views in (
             (module.query_encoders, small_trainers.derived(module, view_q, num_frames)),
             (module.key_encoders, small_trainers.derived(module, view_k, num_frames)),
@@ -297,9 +297,7 @@ def test_losses_are_those_of_the_ops():
     queue = module.queue.clone()
     losses = module.training_losses(view_q, view_k, num_frames).losses
     q, k = (
-        torch.stack(
-            [functional.normalize(encoder(x), dim=1) for encoder, x in zip(encoders.values(), views, strict=True)]
-        )
+        functional.normalize(encoders(views), dim=2)
         for encoders, views in (
             (module.query_encoders, small_trainers.derived(module, view_q, num_frames)),
             (module.key_encoders, small_trainers.derived(module, view_k, num_frames)),

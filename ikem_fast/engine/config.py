@@ -27,6 +27,7 @@ from ikem_fast import modalities as modality_registry
 from ikem_fast.atomic import atomic_open
 from ikem_fast.data.sources import PLACES
 from ikem_fast.modalities import MODALITIES
+from ikem_fast.nn.precision import PRECISIONS
 from ikem_fast.ops.augment import AugmentationConfig as AugmentationSettings
 from ikem_fast.quirks import Quirks
 
@@ -56,6 +57,9 @@ class ModelConfig:
     context: bool = True  # stage 2: context exchange between every ordered pair of modalities
     exchange: bool = True  # stage 2: implicit exchange through the concatenated keys
     momentum_buffers: bool = False  # key encoders' running statistics follow by momentum, not from their own batches
+    precision: str = (
+        "fp32"  # bf16: activations and products in bfloat16; auto: where the device has it
+    )
 
 
 @dataclass
@@ -463,6 +467,7 @@ def validate(config: Config) -> None:
     in_range("model.momentum", model.momentum, 0, 1)
     in_range("model.temperature", model.temperature, 0, open_low=True)
     in_range("model.dropout", model.dropout, 0, 1)
+    need("model.precision", model.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
     _check_modalities("model.modalities", model.modalities)
     need("model.topk", model.topk <= model.queue_size, f"at most model.queue_size = {model.queue_size}")
 

@@ -132,6 +132,7 @@ def _new_distillation(teacher: IKEM, config: Config) -> RelationalDistillation:
         temperature=section.temperature,
         topk=section.topk,
         dropout=section.dropout,
+        precision=config.model.precision,
         quirks=resolve_quirks(config),
     )
 

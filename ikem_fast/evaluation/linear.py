@@ -351,12 +351,14 @@ def build_classifier(
         hidden_channels=method.hidden_channels,
         feature_size=method.feature_size,
         dropout=method.dropout,
+        precision=method.precision,
         quirks=method.quirks,
     )
+    names = method.teacher_feature_names if part == "teacher" else method.feature_names
     for position, name in enumerate(modalities):
-        encoder = encoders[name].state_dict()
+        encoder = encoders.stream_tensors(names.index(name))
         state = {key: value for key, value in encoder.items() if not key.startswith("head.")}
         state["head.0.weight"] = evaluation.weights[view][position]
         state["head.0.bias"] = evaluation.biases[view][position]
-        classifier.encoders[name].load_state_dict(state)
+        classifier.encoders.load_stream(position, state)
     return classifier

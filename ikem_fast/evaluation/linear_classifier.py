@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ikem_fast.layouts import Layout
-from ikem_fast.methods.common import THREE_MODALITIES, ModalityModule, check_sizes, encoder_inputs
+from ikem_fast.methods.common import THREE_MODALITIES, ModalityModule, check_sizes, encoder_input
 from ikem_fast.modalities import MODALITIES
 from ikem_fast.quirks import Quirks
 
@@ -25,6 +24,7 @@ class LinearClassifier(ModalityModule):
         hidden_channels: h of the encoders.
         feature_size: d of the encoders.
         dropout: of the encoders; without effect in eval mode.
+        precision: ``"fp32"``, ``"bf16"`` or ``"auto"``, of the encoders.
         quirks: behaviours of the authors' release.
 
     Source: docs/method.md section 8.
@@ -39,15 +39,16 @@ class LinearClassifier(ModalityModule):
         hidden_channels: int = 16,
         feature_size: int = 256,
         dropout: float = 0.5,
+        precision: str = "fp32",
         quirks: Quirks = Quirks(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(layout, modalities, quirks)
+        super().__init__(layout, modalities, quirks, precision)
         check_sizes(num_classes=num_classes)
         self.num_classes = num_classes
         self.hidden_channels = hidden_channels
         self.feature_size = feature_size
         self.dropout = dropout
-        self.encoders = nn.ModuleDict({name: self.encoder(num_classes) for name in self.modalities})
+        self.encoders = self.encoder(len(self.modalities), num_classes)
         self.eval()
 
     def forward(self, clips: Tensor, num_frames: Tensor, view: str | Iterable[str] = "all") -> Tensor:
@@ -59,8 +60,8 @@ class LinearClassifier(ModalityModule):
             view: ``"all"`` modalities, ``"3views"`` (joint, motion and bone), one modality's name, or several names.
         """
         names = self._names(view)
-        inputs = encoder_inputs(self.derive(clips, num_frames, names))
-        return torch.stack([self.encoders[name](x) for name, x in zip(names, inputs, strict=True)]).mean(dim=0)
+        streams = [self.modalities.index(name) for name in names]
+        return self.encoders.of_streams(encoder_input(self.derive(clips, num_frames, names)), streams).mean(dim=0)
 
     def _names(self, view: str | Iterable[str]) -> tuple[str, ...]:
         if isinstance(view, str):

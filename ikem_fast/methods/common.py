@@ -17,7 +17,8 @@ from ikem_fast import ops
 from ikem_fast.layouts import Layout
 from ikem_fast.layouts import from_dict as layout_from_dict
 from ikem_fast.layouts import get as get_layout
-from ikem_fast.nn import STGCN, EncoderInput
+from ikem_fast.nn import EncoderInput, MultiStreamSTGCN
+from ikem_fast.nn.precision import activation_dtype, check_precision
 from ikem_fast.ops import ClipViews, ViewParameters
 from ikem_fast.quirks import Quirks
 
@@ -104,27 +105,34 @@ class ModalityModule(nn.Module):
         layout: the skeleton, by name, path or itself.
         modalities: names of the modalities, in the order of the streams.
         quirks: which behaviours of the release apply.
+        precision: numbers that encoders and similarities are computed in, ``"fp32"``, ``"bf16"`` or ``"auto"``
+            (:class:`ikem_fast.nn.MultiStreamSTGCN`).
     """
 
     hidden_channels: int
     feature_size: int
     dropout: float
 
-    def __init__(self, layout: str | Layout, modalities: Iterable[str], quirks: Quirks) -> None:
+    def __init__(
+        self, layout: str | Layout, modalities: Iterable[str], quirks: Quirks, precision: str = "fp32"
+    ) -> None:
         super().__init__()
         self.layout = get_layout(layout)
         self.modalities = modality_registry.check(modalities)
         self.quirks = quirks
+        self.precision = check_precision(precision)
 
-    def encoder(self, *head_sizes: int, in_channels: int = 3) -> STGCN:
-        """A freshly initialised encoder of the module's sizes with a head."""
-        return STGCN(
+    def encoder(self, num_streams: int, *head_sizes: int, in_channels: int = 3) -> MultiStreamSTGCN:
+        """Freshly initialised encoders of the module's sizes with a head each."""
+        return MultiStreamSTGCN(
             self.layout.adjacency(distance_limit=1 if self.quirks.one_hop_graph else None),
+            num_streams,
             in_channels=in_channels,
             hidden_channels=self.hidden_channels,
             feature_size=self.feature_size,
             head_sizes=head_sizes,
             dropout=self.dropout,
+            precision=self.precision,
         )
 
     def derive(
@@ -251,39 +259,41 @@ class Trainer(ModalityModule, ABC):
         arguments = {key: value for key, value in config.items() if key not in ("method", "layout", "quirks")}
         return cls(layout_from_dict(config["layout"]), **arguments, quirks=Quirks(**config["quirks"]))
 
-
-def embed(encoders: nn.ModuleDict, view: ClipViews) -> Tensor:
-    """Unit embeddings (S, N, D) of one view, an encoder for each of its modalities."""
-    outputs = [encoder(x) for encoder, x in zip(encoders.values(), encoder_inputs(view), strict=True)]
-    return functional.normalize(torch.stack(outputs), dim=2)
+    def as_compared(self, embeddings: Tensor) -> Tensor:
+        """Embeddings in the numbers that products with the queues are made of."""
+        return embeddings.to(activation_dtype(self.precision, embeddings))
 
 
-def encode(encoders: nn.ModuleDict, view: ClipViews) -> Tensor:
-    """Features (S, N, d) of one view, an encoder for each of its modalities."""
-    return torch.stack(
-        [encoder.features(x) for encoder, x in zip(encoders.values(), encoder_inputs(view), strict=True)]
-    )
+def embed(encoders: MultiStreamSTGCN, view: ClipViews) -> Tensor:
+    """Unit embeddings (S, N, D) of one view, a stream for each of its modalities."""
+    return functional.normalize(encoders(encoder_input(view)), dim=2)
 
 
-def encoder_inputs(view: ClipViews) -> list[EncoderInput]:
-    """What the encoder of each modality reads of a single view."""
+def encode(encoders: MultiStreamSTGCN, view: ClipViews) -> Tensor:
+    """Features (S, N, d) of one view, a stream for each of its modalities."""
+    return encoders.features(encoder_input(view))
+
+
+def encoder_input(view: ClipViews) -> EncoderInput:
+    """What the encoders of the modalities read of a single view."""
     (values,) = view.views
     if view.statistics is None:
-        return [EncoderInput(x, view.num_persons) for x in values]
+        return EncoderInput(values, view.num_persons)
     (mean,), (variance,) = view.mean_and_variance()
-    return [EncoderInput(x, view.num_persons, m, v) for x, m, v in zip(values, mean, variance, strict=True)]
+    return EncoderInput(values, view.num_persons, mean, variance)
 
 
-def fuse_early(inputs: Iterable[EncoderInput]) -> EncoderInput:
-    """One input with the channels of all."""
-    inputs = tuple(inputs)
-    values = torch.cat([x.values for x in inputs], dim=-1)
-    if inputs[0].mean is None:
-        return EncoderInput(values, inputs[0].num_persons)
-    mean, variance = (torch.cat([getattr(x, name) for x in inputs], dim=-1) for name in ("mean", "variance"))
-    return EncoderInput(values, inputs[0].num_persons, mean, variance)
+def fuse_early(x: EncoderInput) -> EncoderInput:
+    """A single stream with the channels of all."""
+
+    def fused(values: Tensor) -> Tensor:
+        return values.movedim(0, -2).flatten(-2).unsqueeze(0)
+
+    known = x.mean is not None and x.variance is not None
+    mean, variance = (fused(x.mean), fused(x.variance)) if known else (None, None)
+    return EncoderInput(fused(x.values), x.num_persons, mean, variance)
 
 
-def project(heads: Iterable[nn.Module], features: Tensor) -> Tensor:
-    """Unit outputs (S, N, D) of one head per row of features (S, N, d)."""
-    return functional.normalize(torch.stack([head(f) for head, f in zip(heads, features, strict=True)]), dim=2)
+def project(heads: nn.Module, features: Tensor) -> Tensor:
+    """Unit outputs (S, N, D) of stacked heads for features (S, N, d)."""
+    return functional.normalize(heads(features), dim=2)

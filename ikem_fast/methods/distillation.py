@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ikem_fast import modalities as modality_registry
@@ -19,7 +19,7 @@ from ikem_fast.methods.common import (
     Trainer,
     embed,
     encode,
-    encoder_inputs,
+    encoder_input,
     fuse_early,
     leaves_chest_normal_out,
     project,
@@ -48,6 +48,7 @@ class RelationalDistillation(Trainer):
         temperature: divides all similarities.
         topk: neighbours mined in each of the teacher's queues.
         dropout: of the encoders.
+        precision: of encoders and similarities, as for :class:`ikem_fast.methods.IKEM`.
         quirks: behaviours of the authors' release.
 
     Source: docs/method.md section 7.
@@ -56,7 +57,7 @@ class RelationalDistillation(Trainer):
     method = "relational_distillation"
     config_fields = (
         *("modalities", "student_modalities", "hidden_channels", "feature_size", "embedding_size", "queue_size"),
-        *("temperature", "topk", "dropout"),
+        *("temperature", "topk", "dropout", "precision"),
     )
     teacher_queue: Tensor
     teacher_queue_pointer: Tensor
@@ -74,9 +75,10 @@ class RelationalDistillation(Trainer):
         temperature: float = 0.07,
         topk: int = 1,
         dropout: float = 0.5,
+        precision: str = "fp32",
         quirks: Quirks = Quirks(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(layout, modalities, quirks)
+        super().__init__(layout, modalities, quirks, precision)
         self.student_modalities = modality_registry.check(student_modalities, "student_modalities")
         self.hidden_channels = hidden_channels
         self.feature_size = feature_size
@@ -86,18 +88,14 @@ class RelationalDistillation(Trainer):
         self.topk = topk
         self.dropout = dropout
         size = len(self.modalities) * embedding_size
-        self.teacher_encoders = nn.ModuleDict(
-            {name: self.encoder(feature_size, embedding_size) for name in self.modalities}
-        )
+        self.teacher_encoders = self.encoder(len(self.modalities), feature_size, embedding_size)
         self.teacher_encoders.requires_grad_(False)
         self.early_fusion = leaves_chest_normal_out(quirks, self.modalities) and leaves_chest_normal_out(
             quirks, self.student_modalities
         )
         self.feature_names = (EARLY_FUSION,) if self.early_fusion else self.student_modalities
         in_channels = 3 * len(THREE_MODALITIES) if self.early_fusion else 3
-        self.student_encoders = nn.ModuleDict(
-            {name: self.encoder(size, size, in_channels=in_channels) for name in self.feature_names}
-        )
+        self.student_encoders = self.encoder(len(self.feature_names), size, size, in_channels=in_channels)
         self.make_queues()
         self.register_buffer("teacher_queue", random_queue(size, queue_size))
         self.register_buffer("teacher_queue_pointer", torch.zeros(1, dtype=torch.int64))
@@ -113,6 +111,7 @@ class RelationalDistillation(Trainer):
         temperature: float | None = None,
         topk: int | None = None,
         dropout: float | None = None,
+        precision: str | None = None,
         quirks: Quirks | None = None,
     ) -> RelationalDistillation:
         """A distillation of a pretrained module's query encoders; what is left out is as in the teacher."""
@@ -127,6 +126,7 @@ class RelationalDistillation(Trainer):
             temperature=teacher.temperature if temperature is None else temperature,
             topk=teacher.topk if topk is None else topk,
             dropout=teacher.dropout if dropout is None else dropout,
+            precision=teacher.precision if precision is None else precision,
             quirks=teacher.quirks if quirks is None else quirks,
         )
         module.teacher_encoders.load_state_dict(teacher.query_encoders.state_dict())
@@ -176,7 +176,7 @@ class RelationalDistillation(Trainer):
         """
         teacher = self._teacher_embeddings(view_q)
         features = self._student_features(view_k)
-        student = project([encoder.head for encoder in self.student_encoders.values()], features)
+        student = project(self.student_encoders.head, features)
         step = settle(partial(self._measure, teacher), student)
         ops.enqueue_(self.queue, teacher, self.queue_pointer)
         joint_embedding = functional.normalize(torch.cat(list(teacher), dim=1), dim=1)
@@ -185,7 +185,12 @@ class RelationalDistillation(Trainer):
 
     def _measure(self, teacher: Tensor, student: Tensor) -> Losses:
         losses = ops.relational_distillation_loss(
-            student, teacher, self._queues(), self.teacher_queue, self.temperature, self.topk
+            self.as_compared(student),
+            self.as_compared(teacher),
+            self._queues(),
+            self.teacher_queue,
+            self.temperature,
+            self.topk,
         )
         return {f"distill/{name}": loss for name, loss in zip(self.feature_names, losses, strict=True)}, {}
 
@@ -196,7 +201,7 @@ class RelationalDistillation(Trainer):
     def _student_features(self, view: ClipViews) -> Tensor:
         if not self.early_fusion:
             return encode(self.student_encoders, view)
-        return self.student_encoders[EARLY_FUSION].features(fuse_early(encoder_inputs(view))).unsqueeze(0)
+        return self.student_encoders.features(fuse_early(encoder_input(view)))
 
     def _queues(self) -> Tensor:
         """The queues that the teacher's embeddings are compared with (quirk Q2 swaps one)."""

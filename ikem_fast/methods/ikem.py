@@ -13,7 +13,7 @@ from ikem_fast import ops
 from ikem_fast.layouts import Layout
 from ikem_fast.methods.common import Losses, StepLosses, Trainer, embed, encode, project, settle
 from ikem_fast.modalities import MODALITIES
-from ikem_fast.nn import initialize_weights
+from ikem_fast.nn import initialize_weights, stacked_head
 from ikem_fast.ops import ClipViews
 from ikem_fast.quirks import Quirks
 
@@ -40,6 +40,9 @@ class IKEM(Trainer):
         exchange: whether stage 2 has the implicit exchange loss (and its heads).
         momentum_buffers: whether running statistics of the key encoders follow the query encoders', too; otherwise they
             are those of the key encoders' own batches, as published.
+        precision: ``"fp32"``; ``"bf16"`` for encoders' activations and products, and products with the queues, in
+            bfloat16; ``"auto"`` for bf16 where the device computes with it. Weights, sums, statistics, losses, queues
+            and optimiser are float32 in any case.
         quirks: behaviours of the authors' release.
 
     Source: docs/method.md sections 5 and 6.
@@ -48,7 +51,7 @@ class IKEM(Trainer):
     method = "ikem"
     config_fields = (
         *("modalities", "hidden_channels", "feature_size", "embedding_size", "queue_size", "temperature", "momentum"),
-        *("topk", "dropout", "context", "exchange", "momentum_buffers"),
+        *("topk", "dropout", "context", "exchange", "momentum_buffers", "precision"),
     )
 
     def __init__(
@@ -67,9 +70,10 @@ class IKEM(Trainer):
         context: bool = True,
         exchange: bool = True,
         momentum_buffers: bool = False,
+        precision: str = "fp32",
         quirks: Quirks = Quirks(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(layout, modalities, quirks)
+        super().__init__(layout, modalities, quirks, precision)
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         if not (context or exchange):
@@ -85,21 +89,14 @@ class IKEM(Trainer):
         self.context = context
         self.exchange = exchange
         self.momentum_buffers = momentum_buffers
-        self.query_encoders = nn.ModuleDict(
-            {name: self.encoder(feature_size, embedding_size) for name in self.modalities}
-        )
+        self.query_encoders = self.encoder(len(self.modalities), feature_size, embedding_size)
         self.key_encoders = copy.deepcopy(self.query_encoders)
         if quirks.redraw_key_weights:
             initialize_weights(self.key_encoders)
         self.key_encoders.requires_grad_(False)
-        self.exchange_heads = nn.ModuleDict()
-        if exchange:
-            exchange_size = len(self.modalities) * embedding_size
-            for name in self.modalities:
-                self.exchange_heads[name] = nn.Sequential(
-                    nn.Linear(feature_size, exchange_size), nn.ReLU(), nn.Linear(exchange_size, exchange_size)
-                )
-            initialize_weights(self.exchange_heads)
+        exchange_sizes = [len(self.modalities) * embedding_size] * 2 if exchange else []
+        self.exchange_heads = stacked_head(len(self.modalities), feature_size, exchange_sizes)
+        initialize_weights(self.exchange_heads)
         self.make_queues()
 
     @property
@@ -136,27 +133,27 @@ class IKEM(Trainer):
             raise ValueError("stage 'cross' needs at least 2 modalities, got 1: turn the context loss off")
         self._move_key_encoders(stage)
         features = encode(self.query_encoders, view_q)
-        q = project([encoder.head for encoder in self.query_encoders.values()], features)
+        q = project(self.query_encoders.head, features)
         k = self._keys(view_k)
         embeddings = [q]
         if stage == "cross" and self.exchange:
-            embeddings.append(project(self.exchange_heads.values(), features))
+            embeddings.append(project(self.exchange_heads, features))
         step = settle(partial(self._measure_single if stage == "single" else self._measure_cross, k), *embeddings)
         ops.enqueue_(self.queue, k, self.queue_pointer)
         return step
 
     def _measure_single(self, k: Tensor, q: Tensor) -> Losses:
-        losses, accuracies = ops.info_nce_and_accuracy(q, k, self.queue, self.temperature)
+        losses, accuracies = ops.info_nce_and_accuracy(self.as_compared(q), k, self.queue, self.temperature)
         return self._named("single", losses), self._named("single", accuracies)
 
     def _measure_cross(self, k: Tensor, q: Tensor, e: Tensor | None = None) -> Losses:
         losses, accuracies = {}, {}
         if self.context:
-            of_context = ops.context_loss_and_accuracy(q, k, self.queue, self.temperature, self.topk)
+            of_context = ops.context_loss_and_accuracy(self.as_compared(q), k, self.queue, self.temperature, self.topk)
             losses.update(self._named("context", of_context[0]))
             accuracies.update(self._named("single", of_context[1]))
         if e is not None:
-            of_exchange = ops.exchange_loss_and_accuracy(e, k, self.queue, self.temperature)
+            of_exchange = ops.exchange_loss_and_accuracy(self.as_compared(e), k, self.queue, self.temperature)
             losses.update(self._named("exchange", of_exchange[0]))
             accuracies.update(self._named("exchange", of_exchange[1]))
         return losses, accuracies
@@ -172,15 +169,15 @@ class IKEM(Trainer):
         moving = self.modalities
         if stage == "cross" and self.quirks.partial_momentum_update:
             moving = tuple(name for name in moving if name in _MOVING_IN_CROSS_STAGE)
-        keys, queries = (
-            [tensor for name in moving for tensor in self._moved(encoders[name])]
-            for encoders in (self.key_encoders, self.query_encoders)
-        )
+        streams = [self.modalities.index(name) for name in moving]
+        keys, queries = self._moved(self.key_encoders), self._moved(self.query_encoders)
+        if len(streams) < len(self.modalities):
+            keys, queries = ([tensor[stream] for tensor in side for stream in streams] for side in (keys, queries))
         ops.momentum_update_(keys, queries, self.momentum)
 
-    def _moved(self, encoder: nn.Module) -> list[Tensor]:
-        """The tensors of an encoder that the momentum update moves, in order."""
-        moved = [parameter.detach() for parameter in encoder.parameters()]
+    def _moved(self, encoders: nn.Module) -> list[Tensor]:
+        """The tensors of encoders that the momentum update moves, in order, streams first."""
+        moved = [parameter.detach() for parameter in encoders.parameters()]
         if self.momentum_buffers:
-            moved += [b for name, b in encoder.named_buffers() if name.endswith(("running_mean", "running_var"))]
+            moved += [b for name, b in encoders.named_buffers() if name.endswith(("running_mean", "running_var"))]
         return moved
