@@ -18,7 +18,7 @@ from ikem_fast import methods
 from ikem_fast.atomic import atomic_open
 
 FORMAT = "ikem_fast checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FOLDER = "checkpoints"
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
