@@ -132,6 +132,15 @@ def test_parameters_of_one_view_and_back():
     assert ViewParameters.stack([ViewParameters().view(0)]) == ViewParameters()
 
 
+@pytest.mark.parametrize("function", [draw_views, draw_views_reference])
+def test_epoch_may_be_a_tensor(function):
+    """It is read when the numbers are drawn, not when the tensor was made."""
+    indices, epoch = torch.arange(20), torch.zeros(1, dtype=torch.int64)
+    for number in (0, 17, 2**32 - 1):
+        epoch.fill_(number)
+        assert_same(function(3, epoch, indices, 50, EVERYTHING), function(3, number, indices, 50, EVERYTHING))
+
+
 def test_empty_batch():
     drawn = draw_views(0, 0, torch.arange(0), 50, AugmentationConfig())
     assert drawn.crop_start.shape == (2, 0)
@@ -139,7 +148,7 @@ def test_empty_batch():
 
 
 def test_operator_is_registered_completely():
-    arguments = (torch.arange(4), 5, 6, 2, 50, 6, 0.5, 0.0)
+    arguments = (torch.arange(4), 5, torch.tensor([6]), 2, 50, 6, 0.5, 0.0)
     torch.library.opcheck(torch.ops.ikem_fast.draw_views.default, arguments)
 
 
@@ -153,6 +162,12 @@ def test_operator_is_registered_completely():
         ({"seed": -1}, r"seed must be 0 \.\.\. 2\^64 - 1, got -1"),
         ({"seed": 2**64}, r"seed must be 0 \.\.\. 2\^64 - 1, got 18446744073709551616"),
         ({"epoch": -1}, r"epoch must be 0 \.\.\. 2\^32 - 1, got -1"),
+        ({"epoch": 2**32}, r"epoch must be 0 \.\.\. 2\^32 - 1, got 4294967296"),
+        ({"epoch": torch.tensor([-1])}, r"epoch must be 0 \.\.\. 2\^32 - 1, got -1"),
+        ({"epoch": torch.tensor([2**32])}, r"epoch must be 0 \.\.\. 2\^32 - 1, got 4294967296"),
+        ({"epoch": torch.tensor(1)}, r"epoch must be \(1,\) int64, got \(\) int64"),
+        ({"epoch": torch.ones(1)}, r"epoch must be \(1,\) int64, got \(1,\) float32"),
+        ({"epoch": torch.ones(1, device="meta").long()}, "epoch must be on the device of indices, cpu, got meta"),
         ({"num_frames": 0}, "num_frames must be above 0, got 0"),
         ({"num_views": 0}, r"num_views must be 1 \.\.\. 65535, got 0"),
     ],
@@ -166,7 +181,20 @@ def test_errors_name_the_argument(function, changes, message):
 @pytest.mark.cuda
 def test_cuda_gives_the_bits_of_the_definition():
     indices = torch.randint(2**32, (1000,), generator=torch.Generator().manual_seed(0))
-    drawn = draw_views(5, 6, indices.cuda(), 50, EVERYTHING)
     expected = draw_views_reference(5, 6, indices, 50, EVERYTHING)
-    for name in FIELDS:
-        assert torch.equal(getattr(drawn, name).cpu(), getattr(expected, name))
+    for epoch in (6, torch.tensor([6], device="cuda")):
+        drawn = draw_views(5, epoch, indices.cuda(), 50, EVERYTHING)
+        for name in FIELDS:
+            assert torch.equal(getattr(drawn, name).cpu(), getattr(expected, name))
+
+
+@pytest.mark.cuda
+def test_epoch_comes_to_the_device_without_waiting():
+    indices = torch.arange(20, device="cuda")
+    draw_views(5, 6, indices, 50, EVERYTHING)  # libraries load
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for function in (draw_views, draw_views_reference):
+            function(5, 7, indices, 50, EVERYTHING)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

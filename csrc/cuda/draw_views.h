@@ -18,8 +18,9 @@ struct DrawnViews {
   float* motion_scale;   // (R, B)
 };
 
-// indices (B,) on the stream's device. cudaErrorInvalidValue for more than 2^31 - 1 views of samples.
+// indices (B,) and epoch (1,) on the stream's device: a number among the launch's arguments would stay the same in every
+// replay of a CUDA graph. cudaErrorInvalidValue for more than 2^31 - 1 views of samples.
 cudaError_t draw_views(const DrawnViews& drawn, const int64_t* indices, int64_t num_samples, int64_t num_views,
-                       uint64_t seed, uint32_t epoch, const AugmentationRanges& ranges, cudaStream_t stream);
+                       uint64_t seed, const int64_t* epoch, const AugmentationRanges& ranges, cudaStream_t stream);
 
 }  // namespace ikem_fast::cuda

@@ -13,14 +13,18 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> draw_views_op(const Tensor& indices, int64_t seed, int64_t epoch,
-                                                                 int64_t num_views, int64_t num_frames,
-                                                                 int64_t crop_padding_ratio, double shear,
-                                                                 double camera_view) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> draw_views_op(const Tensor& indices, int64_t seed,
+                                                                 const Tensor& epoch, int64_t num_views,
+                                                                 int64_t num_frames, int64_t crop_padding_ratio,
+                                                                 double shear, double camera_view) {
   STD_TORCH_CHECK(indices.dim() == 1 && indices.scalar_type() == ScalarType::Long, "indices must be (B,) int64, got ",
                   describe_sizes(indices), " of dtype number ", static_cast<int>(indices.scalar_type()));
-  const std::string problem =
-      find_draw_problem(epoch, num_views, num_frames, crop_padding_ratio, shear, camera_view);
+  STD_TORCH_CHECK(epoch.dim() == 1 && epoch.size(0) == 1 && epoch.scalar_type() == ScalarType::Long,
+                  "epoch must be (1,) int64, got ", describe_sizes(epoch), " of dtype number ",
+                  static_cast<int>(epoch.scalar_type()));
+  STD_TORCH_CHECK(indices.is_cuda() && epoch.is_cuda() && epoch.get_device_index() == indices.get_device_index(),
+                  "epoch must be on the device of indices");
+  const std::string problem = find_draw_problem(num_views, num_frames, crop_padding_ratio, shear, camera_view);
   STD_TORCH_CHECK(problem.empty(), problem);
 
   const torch::stable::accelerator::DeviceGuard guard(indices.get_device_index());
@@ -38,7 +42,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> draw_views_op(const Tensor& i
   const DrawnViews drawn{static_cast<int64_t*>(crop_start.mutable_data_ptr()), floats(shears), floats(camera_scale),
                          floats(camera_angles), floats(motion_scale)};
   const cudaError_t error = draw_views(drawn, static_cast<const int64_t*>(dense_indices.const_data_ptr()), batch,
-                                       num_views, static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch),
+                                       num_views, static_cast<uint64_t>(seed),
+                                       static_cast<const int64_t*>(epoch.const_data_ptr()),
                                        augmentation_ranges(num_frames, crop_padding_ratio, shear, camera_view),
                                        current_stream(indices));
   STD_TORCH_CHECK(error == cudaSuccess, "draw_views cannot draw ", num_views, " views of ", batch, " samples: ",

@@ -10,12 +10,16 @@
 namespace ikem_fast {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> draw_views(
-    const at::Tensor& indices, int64_t seed, int64_t epoch, int64_t num_views, int64_t num_frames,
+    const at::Tensor& indices, int64_t seed, const at::Tensor& epoch, int64_t num_views, int64_t num_frames,
     int64_t crop_padding_ratio, double shear, double camera_view) {
   TORCH_CHECK_VALUE(indices.dim() == 1 && indices.scalar_type() == at::kLong, "indices must be (B,) int64, got ",
                     indices.sizes(), " ", indices.scalar_type());
-  const std::string problem =
-      find_draw_problem(epoch, num_views, num_frames, crop_padding_ratio, shear, camera_view);
+  TORCH_CHECK_VALUE(epoch.dim() == 1 && epoch.size(0) == 1 && epoch.scalar_type() == at::kLong,
+                    "epoch must be (1,) int64, got ", epoch.sizes(), " ", epoch.scalar_type());
+  const int64_t epoch_number = *epoch.const_data_ptr<int64_t>();
+  TORCH_CHECK_VALUE(epoch_number >= 0 && epoch_number <= UINT32_MAX, "epoch must be 0 ... 2^32 - 1, got ",
+                    epoch_number);
+  const std::string problem = find_draw_problem(num_views, num_frames, crop_padding_ratio, shear, camera_view);
   TORCH_CHECK_VALUE(problem.empty(), problem);
   const at::Tensor dense_indices = indices.contiguous();
   cpu::DrawViews parameters;
@@ -26,7 +30,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> draw_view
                       "indices must be 0 ... 2^32 - 1, got ", parameters.indices[b], " in place ", b);
   }
   parameters.seed = static_cast<uint64_t>(seed);
-  parameters.epoch = static_cast<uint32_t>(epoch);
+  parameters.epoch = static_cast<uint32_t>(epoch_number);
   parameters.ranges = augmentation_ranges(num_frames, crop_padding_ratio, shear, camera_view);
 
   const int64_t batch = indices.size(0);

@@ -7,10 +7,10 @@
 
 namespace ikem_fast {
 
-// indices (B,) int64 in 0 ... 2^32 - 1. Returns crop_start (R, B) int64, shear (R, B, 2, 3), camera_scale (R, B),
-// camera_angles (R, B, 3) and motion_scale (R, B) float.
+// indices (B,) and epoch (1,) int64, both in 0 ... 2^32 - 1. Returns crop_start (R, B) int64, shear (R, B, 2, 3),
+// camera_scale (R, B), camera_angles (R, B, 3) and motion_scale (R, B) float.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> draw_views(
-    const at::Tensor& indices, int64_t seed, int64_t epoch, int64_t num_views, int64_t num_frames,
+    const at::Tensor& indices, int64_t seed, const at::Tensor& epoch, int64_t num_views, int64_t num_frames,
     int64_t crop_padding_ratio, double shear, double camera_view);
 
 }  // namespace ikem_fast

@@ -10,9 +10,8 @@
 namespace ikem_fast {
 
 // The first problem in one sentence, or nothing.
-inline std::string find_draw_problem(int64_t epoch, int64_t num_views, int64_t num_frames, int64_t crop_padding_ratio,
-                                     double shear, double camera_view) {
-  if (epoch < 0 || epoch > UINT32_MAX) return "epoch must be 0 ... 2^32 - 1, got " + std::to_string(epoch);
+inline std::string find_draw_problem(int64_t num_views, int64_t num_frames, int64_t crop_padding_ratio, double shear,
+                                     double camera_view) {
   if (num_views < 1 || num_views > UINT16_MAX) return "num_views must be 1 ... 65535, got " + std::to_string(num_views);
   if (num_frames < 1 || num_frames > INT32_MAX) return "num_frames must be above 0, got " + std::to_string(num_frames);
   if (crop_padding_ratio < 0 || !(shear >= 0) || !(camera_view >= 0)) {

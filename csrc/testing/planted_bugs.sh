@@ -91,6 +91,7 @@ plant clip_views crop-not-mirrored plain 's/math::cropped_frame(t, sample.crop_s
 plant clip_views squares-of-unrounded-values plain 's/const float written = widen(rounded);/const float written = coordinates[c];/'
 
 plant draw_views write-past-the-end asan 's/i >= num_draws/i >= num_draws + 1/'
+plant draw_views epoch-past-the-end asan 's/\*epoch)/epoch[1])/'
 plant draw_views sample-of-another-draw plain 's|indices\[i % num_samples\]|indices[i / num_samples]|'
 
 printf '__global__ void draw_views_kernel();\n__global__ void\n__launch_bounds__((1 + 1) * 2) forgotten_kernel();\n' \

@@ -38,13 +38,13 @@ struct Expected {
 
 void check_draws() {
   constexpr uint64_t kSeed = 0x0123456789abcdef;
-  constexpr int kEpoch = 300, kSamples = 3, kViews = 2, kDraws = kSamples * kViews;
-  DeviceBuffer<int64_t> indices(std::vector<int64_t>{7, 4000000000, 7});
+  constexpr int kSamples = 3, kViews = 2, kDraws = kSamples * kViews;
+  DeviceBuffer<int64_t> indices(std::vector<int64_t>{7, 4000000000, 7}), epoch(std::vector<int64_t>{300});
   DeviceBuffer<int64_t> crop_start(kDraws);
   DeviceBuffer<float> shear(6 * kDraws), camera_scale(kDraws), camera_angles(3 * kDraws), motion_scale(kDraws);
   const cudaError_t error = ikem_fast::cuda::draw_views(
       {crop_start.data(), shear.data(), camera_scale.data(), camera_angles.data(), motion_scale.data()}, indices.data(),
-      kSamples, kViews, kSeed, kEpoch, ikem_fast::augmentation_ranges(50, 6, 0.5, 1.0), nullptr);
+      kSamples, kViews, kSeed, epoch.data(), ikem_fast::augmentation_ranges(50, 6, 0.5, 1.0), nullptr);
   const Expected draws[] = {
       {0, 0, {0x3dc1fb68, 0x3d7e9850, 0xbea6a45e, 0xbe0bbda4, 0x3e1d2690, 0x3ea22dc6}, 0x3fb94a44,
        {0x3de7b018, 0xbec9400b, 0xbefdb989}, 0x40366604},
@@ -75,12 +75,12 @@ void check_many() {
   constexpr int kSamples = 67, kViews = 2, kDraws = kSamples * kViews;
   std::vector<int64_t> samples(kSamples);
   for (int b = 0; b < kSamples; ++b) samples[b] = b * b;
-  DeviceBuffer<int64_t> indices(samples), crop_start(kDraws);
+  DeviceBuffer<int64_t> indices(samples), epoch(std::vector<int64_t>{6}), crop_start(kDraws);
   DeviceBuffer<float> shear(6 * kDraws), camera_scale(kDraws), camera_angles(3 * kDraws), motion_scale(kDraws);
   const ikem_fast::AugmentationRanges ranges = ikem_fast::augmentation_ranges(50, 6, 0.5, 0.0);
   const cudaError_t error = ikem_fast::cuda::draw_views(
       {crop_start.data(), shear.data(), camera_scale.data(), camera_angles.data(), motion_scale.data()}, indices.data(),
-      kSamples, kViews, 5, 6, ranges, nullptr);
+      kSamples, kViews, 5, epoch.data(), ranges, nullptr);
   const auto starts = crop_start.values();
   const auto scales = motion_scale.values();
   bool right = error == cudaSuccess;

@@ -69,7 +69,7 @@ class ViewParameters:
 
 
 def draw_views(
-    seed: int, epoch: int, indices: Tensor, num_frames: int, config: AugmentationConfig, num_views: int = 2
+    seed: int, epoch: int | Tensor, indices: Tensor, num_frames: int, config: AugmentationConfig, num_views: int = 2
 ) -> ViewParameters:
     """Random parameters of ``num_views`` views of a batch, drawn from the numbers of the samples.
 
@@ -79,9 +79,10 @@ def draw_views(
 
     Args:
         seed: 0 ... 2^64 - 1.
-        epoch: 0 ... 2^32 - 1.
-        indices: numbers of the samples in the whole set, (B,) int64 in 0 ... 2^32 - 1. Values are checked on the CPU
-            only.
+        epoch: 0 ... 2^32 - 1; a number, or a (1,) int64 tensor on the device of ``indices``, from which a captured CUDA
+            graph reads it anew whenever it is replayed.
+        indices: numbers of the samples in the whole set, (B,) int64 in 0 ... 2^32 - 1. Values of tensors are checked on
+            the CPU only.
         num_frames: T, frames of a clip.
         config: which augmentations are on and how strong they are.
         num_views: R.
@@ -95,7 +96,7 @@ def draw_views(
 
     Source: docs/method.md section 2.
     """
-    _check(seed, indices)
+    epoch = _check(seed, epoch, indices)
     _extension.require()
     if indices.device.type not in ("cpu", "meta") and not (indices.is_cuda and _extension.cuda_available()):
         return draw_views_reference(seed, epoch, indices, num_frames, config, num_views)
@@ -113,16 +114,16 @@ def draw_views(
 
 
 def draw_views_reference(
-    seed: int, epoch: int, indices: Tensor, num_frames: int, config: AugmentationConfig, num_views: int = 2
+    seed: int, epoch: int | Tensor, indices: Tensor, num_frames: int, config: AugmentationConfig, num_views: int = 2
 ) -> ViewParameters:
     """:func:`draw_views` in plain PyTorch: the same arguments and the same bits."""
-    _check(seed, indices)
+    epoch = _check(seed, epoch, indices)
     _check_values(epoch, indices, num_frames, num_views)
     view = torch.arange(num_views, device=indices.device).view(-1, 1).expand(num_views, indices.shape[0])
     sample = indices.expand_as(view)
 
     def words(draw: int) -> list[Tensor]:
-        return philox([torch.full_like(view, draw), view, sample, torch.full_like(view, epoch)], seed)
+        return philox([torch.full_like(view, draw), view, sample, epoch.expand_as(view)], seed)
 
     def uniform(word: Tensor, low: float, high: float) -> Tensor:
         return (word >> 8).float() * 2.0**-24 * (high - low) + low
@@ -182,16 +183,26 @@ def _select(
     )
 
 
-def _check(seed: int, indices: Tensor) -> None:
+def _check(seed: int, epoch: int | Tensor, indices: Tensor) -> Tensor:
+    """Checks what needs no look at a tensor's values, and gives the epoch as a tensor on the device of ``indices``."""
     if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.dim() != 1:
         raise ValueError(f"indices must be (B,) int64, got {describe(indices)}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be 0 ... 2^64 - 1, got {seed}")
+    if not isinstance(epoch, Tensor):
+        if not 0 <= epoch < 2**32:
+            raise ValueError(f"epoch must be 0 ... 2^32 - 1, got {epoch}")
+        return torch.full((1,), epoch, dtype=torch.int64, device=indices.device)
+    if epoch.dtype != torch.int64 or tuple(epoch.shape) != (1,):
+        raise ValueError(f"epoch must be (1,) int64, got {describe(epoch)}")
+    if epoch.device != indices.device:
+        raise ValueError(f"epoch must be on the device of indices, {indices.device}, got {epoch.device}")
+    return epoch
 
 
-def _check_values(epoch: int, indices: Tensor, num_frames: int, num_views: int) -> None:
-    if not 0 <= epoch < 2**32:
-        raise ValueError(f"epoch must be 0 ... 2^32 - 1, got {epoch}")
+def _check_values(epoch: Tensor, indices: Tensor, num_frames: int, num_views: int) -> None:
+    if epoch.device.type == "cpu" and not 0 <= epoch.item() < 2**32:
+        raise ValueError(f"epoch must be 0 ... 2^32 - 1, got {epoch.item()}")
     if num_views < 1:
         raise ValueError(f"num_views must be 1 ... 65535, got {num_views}")
     if num_frames < 1:
