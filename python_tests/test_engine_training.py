@@ -14,7 +14,7 @@ from engine_helpers import NUM_TRAIN, tiny_config
 
 from ikem_fast import engine
 from ikem_fast.data import DataError
-from ikem_fast.engine import checkpoints, loop, randomness
+from ikem_fast.engine import checkpoints, randomness
 from ikem_fast.engine.loop import learning_rate, stage_of
 from ikem_fast.engine.run_log import read_log
 from ikem_fast.methods import IKEM, RelationalDistillation, StepLosses
@@ -142,7 +142,7 @@ def test_views_of_a_step_differ_and_every_clip_comes_once_an_epoch(clips, tmp_pa
         total = sum(p.sum() for p in self.query_encoders.parameters()) * 0.0
         return StepLosses(total, {"single/joint": total.detach()}, {})
 
-    monkeypatch.setattr(loop, "draw_views", draw)
+    monkeypatch.setattr(engine.step, "draw_views", draw)
     monkeypatch.setattr(IKEM, "losses", losses)
     config = tiny_config("pretrain.cross_epoch=null", "knn_every_epochs=0", f"max_steps={STEPS_PER_EPOCH}")
     engine.pretrain(clips, tmp_path / "run", config, progress=False)

@@ -20,12 +20,10 @@ from ikem_fast.engine import checkpoints, randomness
 from ikem_fast.engine.config import Config, ConfigError, augmentation_settings, resolve_device, to_dict
 from ikem_fast.engine.interruption import StopRequest, TrainingInterrupted
 from ikem_fast.engine.run_log import LogError, RunLog
+from ikem_fast.engine.step import ACCURACY, TrainingStep
 from ikem_fast.evaluation.features import extract
 from ikem_fast.evaluation.knn import evaluate_knn
 from ikem_fast.methods import IKEM, RelationalDistillation
-from ikem_fast.ops import draw_views
-
-ACCURACY = "accuracy/"  # before the names of accuracies among a step's values
 
 
 class NonFiniteError(RuntimeError):
@@ -112,7 +110,6 @@ def train(
     section = getattr(config, kind)
     logging = config.logging
     device = resolve_device(config)
-    augmentation = augmentation_settings(config)
     source = open_source(
         train_set,
         device=device,
@@ -127,18 +124,10 @@ def train(
         last_step = min(last_step, config.max_steps)
 
     method.to(device).train()
-    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(
-        trained,
-        lr=section.learning_rate,
-        momentum=section.sgd_momentum,
-        weight_decay=section.weight_decay,
-    )
     state = Progress()
     log_position = 0
     if checkpoint is not None:
         method.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
         randomness.set_random_state(checkpoint["random_state"])
         state = Progress(
             checkpoint["epoch"] + checkpoint["epoch_done"],
@@ -158,6 +147,23 @@ def train(
     clock = time.perf_counter()
     steps_since_reading = 0
     saved_at = None if checkpoint is None else (state.epoch, state.step_in_epoch)
+
+    def write_note(text: str) -> None:
+        log.write({"kind": "note", "epoch": state.epoch, "step": state.step, "text": text})
+        if progress:
+            tqdm.write(text, file=sys.stderr)
+
+    training_step = TrainingStep(
+        method,
+        section,
+        seed=config.seed,
+        clip_length=train_set.clip_length,
+        augmentation=augmentation_settings(config),
+        capture=config.capture,
+        note=write_note,
+    )
+    if checkpoint is not None:
+        training_step.load_optimizer_state(checkpoint["optimizer"])
 
     def read_losses() -> np.ndarray:
         """(steps, losses) values since the last log line; the only place where the host waits for the device."""
@@ -228,7 +234,7 @@ def train(
             "kind": kind,
             "method": method.config(),
             "model": dict(method.state_dict()),
-            "optimizer": optimizer.state_dict(),
+            "optimizer": training_step.optimizer_state(),
             "random_state": randomness.random_state(),
             # The epoch of the last step that was done, which is what a reader of the checkpoint wants to know.
             "epoch": state.epoch if state.step_in_epoch else state.epoch - 1,
@@ -266,8 +272,7 @@ def train(
             # A run that was stopped after an epoch's last step still owes what comes at the epoch's end.
             while state.epoch <= section.epochs and (state.step < last_step or state.step_in_epoch == steps_per_epoch):
                 stage = stage_of(kind, section, state.epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(section, state.epoch)
+                training_step.begin_epoch(state.epoch, stage, learning_rate(section, state.epoch))
                 order = randomness.epoch_order(len(train_set), config.seed, state.epoch).numpy()
                 ends = range(batch_size, steps_per_epoch * batch_size + 1, batch_size)
                 batches = source.batches([order[end - batch_size : end] for end in ends[state.step_in_epoch :]])
@@ -277,23 +282,11 @@ def train(
                 # Closing it ends the reading ahead of an epoch that is left early.
                 with closing(batches):
                     while state.step_in_epoch < steps_per_epoch and state.step < last_step:
-                        batch = next(batches)
-                        parameters = draw_views(
-                            config.seed, state.epoch, batch.samples, train_set.clip_length, augmentation
-                        )
-                        views = method.views(batch.clips, batch.num_frames, batch.indices, parameters)
-                        step = method.losses(*views, stage)
-                        optimizer.zero_grad(set_to_none=True)
-                        step.total.backward()
-                        if section.max_gradient_norm is not None:
-                            torch.nn.utils.clip_grad_norm_(trained, section.max_gradient_norm)
-                        optimizer.step()
-
+                        names, values = training_step(next(batches))
                         state.step += 1
                         state.step_in_epoch += 1
-                        values = {**step.losses, **{ACCURACY + name: value for name, value in step.accuracies.items()}}
-                        state.unlogged_names = list(values)
-                        state.unlogged.append(torch.stack(list(values.values())))
+                        state.unlogged_names = list(names)
+                        state.unlogged.append(values)
                         steps_since_reading += 1
                         bar.update()
                         if state.step % logging.log_every_steps == 0:

@@ -1,15 +1,17 @@
 """What a run writes down as it goes: ``log.jsonl``, one JSON object a line, and the same as TensorBoard events.
 
-Two kinds of line::
+Three kinds of line::
 
     {"kind": "train", "epoch": 1, "step": 10, "stage": "single", "learning_rate": 0.1, "loss": 31.2,
      "losses": {"single/joint": 5.2, ...}, "contrast_accuracy": {"single/joint": 0.02, ...}, "steps": 10,
      "clips_per_second": 123.4, "seconds": 12.3}
     {"kind": "knn", "epoch": 5, "step": 40, "accuracy": {"joint": 0.43, ..., "all": 0.5}}
+    {"kind": "note", "epoch": 1, "step": 0, "text": "..."}
 
 Losses and the accuracy of the contrast (how often a clip's positive is more similar than every key of the queue) are
 means over the last ``steps`` steps, ``seconds`` counts training time since the run began, over all resumes, and
-accuracies are fractions.
+accuracies are fractions. A note is a sentence for whoever looks after the run, such as why its steps are not captured
+as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -80,6 +82,8 @@ class RunLog:
                 self._writer.add_scalar(f"loss/{name}", value, step)
             for name, value in line["contrast_accuracy"].items():
                 self._writer.add_scalar(f"contrast_accuracy/{name}", value, step)
+        elif line["kind"] == "note":
+            self._writer.add_text("note", line["text"], step)
         else:
             for name, value in line["accuracy"].items():
                 self._writer.add_scalar(f"knn/{name}", value, step)

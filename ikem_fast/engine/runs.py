@@ -33,8 +33,8 @@ from ikem_fast.engine.run_log import LOG_NAME, TENSORBOARD_FOLDER
 from ikem_fast.methods import IKEM, RelationalDistillation
 
 CONFIG_NAME = "config.yaml"
-# What a run may change when it goes on: none of it has a part in the losses.
-_MAY_CHANGE = ("max_steps", "device", "threads", "logging.", "linear.", "knn.")
+# What a run may change when it goes on: none of it has a part in the losses, rounding aside.
+_MAY_CHANGE = ("max_steps", "device", "threads", "capture", "logging.", "linear.", "knn.")
 
 
 class RunError(ValueError):

@@ -160,7 +160,11 @@ def _modality_section(clip_set: ClipSet, sample: str | None) -> str:
 def _training_section(record: dict[str, Any], log: list[dict[str, Any]], chance: float) -> str:
     losses: dict[str, tuple[list[int], list[float]]] = {}
     curves: dict[str, tuple[list[int], list[float]]] = {}
+    notes: dict[str, None] = {}
     for line in log:
+        if line["kind"] == "note":
+            notes[line["text"]] = None
+            continue
         kind, position = ("losses", line["step"]) if line["kind"] == "train" else ("accuracy", line["epoch"])
         series = losses if line["kind"] == "train" else curves
         for name, value in line[kind].items():
@@ -169,6 +173,7 @@ def _training_section(record: dict[str, Any], log: list[dict[str, Any]], chance:
             values.append(value)
     title = _RUN_TITLES[record["kind"]]
     blocks = [page.paragraph(f"{record['step']} steps, {_clock(record['seconds'])} of training.")]
+    blocks += [page.paragraph(f"{text[0].upper()}{text[1:]}.") for text in notes]
     if losses:
         blocks.append(page.picture(figures.draw(figures.loss_curves(losses)), f"{title}: losses by step"))
     if curves:
