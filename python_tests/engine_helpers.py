@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ikem_fast import layouts
 from ikem_fast.data.clip_set import FORMAT, FORMAT_VERSION, SAMPLE_COLUMNS
-from ikem_fast.engine import Config, load_config
+from ikem_fast.engine import Config, checkpoints, load_config
+from ikem_fast.engine.run_log import read_log
 
 NUM_TRAIN, NUM_TEST = 9, 5
 
@@ -73,3 +75,22 @@ def write_clips(folder: Path, *, seed: int = 0, layout: str = "nw-ucla", num_tra
 
 def tiny_config(*overrides: str) -> Config:
     return load_config("cpu-small", (*TINY, *overrides))
+
+
+def comparable_log(run):
+    """The log without what depends on the clock and on how the steps were run."""
+    lines = [line for line in read_log(run) if line["kind"] != "note"]
+    return [{k: v for k, v in line.items() if k not in ("clips_per_second", "seconds")} for line in lines]
+
+
+def assert_same_run(first, second):
+    assert comparable_log(first) == comparable_log(second)
+    one, other = (checkpoints.load(run / "checkpoints" / "last.pt") for run in (first, second))
+    assert one["step"] == other["step"]
+    assert (one["epoch"], one["step_in_epoch"]) == (other["epoch"], other["step_in_epoch"])
+    assert set(one["model"]) == set(other["model"])
+    for name, tensor in one["model"].items():
+        assert torch.equal(tensor, other["model"][name]), name
+    for key, value in one["optimizer"]["state"].items():
+        assert torch.equal(value["momentum_buffer"], other["optimizer"]["state"][key]["momentum_buffer"]), key
+    assert torch.equal(one["random_state"]["torch"], other["random_state"]["torch"])

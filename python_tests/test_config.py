@@ -203,6 +203,13 @@ def test_unreadable_bytes_are_explained(tmp_path):
         load_config(tmp_path / "mine.yaml")
 
 
+def test_capture_is_true_or_false():
+    assert load_config().capture is True
+    assert load_config(None, ["capture=false"], "distill").capture is False
+    with pytest.raises(ConfigError, match=r"capture must be true or false, got 1 \(int\)"):
+        load_config(None, ["capture=1"])
+
+
 def test_saved_configuration_reads_back(tmp_path):
     config = load_config("cpu-small", ["modalities=[joint,bone]", "weight_decay=1e-5", "threads=2"], "pretrain")
     configuration.save_config(config, tmp_path / "config.yaml", "two\nlines")

@@ -217,7 +217,8 @@ def test_differing_configuration_is_refused_with_a_list(run, clips):
 
 def test_harmless_differences_are_taken(run, clips):
     config = tiny_config(
-        "max_steps=4", "log_every_steps=1", "threads=1", "linear.epochs=90", "distill.learning_rate=1", "device=auto"
+        *("max_steps=4", "log_every_steps=1", "threads=1", "linear.epochs=90", "distill.learning_rate=1"),
+        *("device=auto", "capture=false"),
     )
     config.pretrain.epochs = 5
     engine.pretrain(clips, run, config, progress=False)

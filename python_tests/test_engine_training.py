@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_helpers import NUM_TRAIN, tiny_config
+from engine_helpers import NUM_TRAIN, assert_same_run, comparable_log, tiny_config
 
 from ikem_fast import engine
 from ikem_fast.data import DataError
@@ -35,24 +35,6 @@ def straight_run(clips, tmp_path_factory):
 def straight_student(clips, straight_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "student"
     return engine.distill(None, straight_run, out, tiny_config(), progress=False)
-
-
-def comparable_log(run):
-    """The log without what depends on the clock."""
-    return [{k: v for k, v in line.items() if k not in ("clips_per_second", "seconds")} for line in read_log(run)]
-
-
-def assert_same_run(first, second):
-    assert comparable_log(first) == comparable_log(second)
-    one, other = (checkpoints.load(run / "checkpoints" / "last.pt") for run in (first, second))
-    assert one["step"] == other["step"]
-    assert (one["epoch"], one["step_in_epoch"]) == (other["epoch"], other["step_in_epoch"])
-    assert set(one["model"]) == set(other["model"])
-    for name, tensor in one["model"].items():
-        assert torch.equal(tensor, other["model"][name]), name
-    for key, value in one["optimizer"]["state"].items():
-        assert torch.equal(value["momentum_buffer"], other["optimizer"]["state"][key]["momentum_buffer"]), key
-    assert torch.equal(one["random_state"]["torch"], other["random_state"]["torch"])
 
 
 def interfere(monkeypatch, method_class, at_call, action):

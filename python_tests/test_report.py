@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -83,6 +84,14 @@ def test_page_of_a_run_that_was_not_evaluated(tmp_path, runs):
     text = out.read_text(encoding="utf-8")
     assert len(check_page(text)) == 3
     assert "Clip clip003, action “action 0”" in text
+
+
+def test_page_says_what_the_log_notes(tmp_path, runs):
+    run = shutil.copytree(runs / "teacher", tmp_path / "run")
+    with open(run / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"kind": "note", "epoch": 1, "step": 0, "text": "steps are <not> captured"}\n' * 2)
+    text = write_report([run], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.count("<p>Steps are &lt;not&gt; captured.</p>") == 1
 
 
 def test_mistakes(tmp_path, runs):

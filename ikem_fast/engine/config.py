@@ -171,7 +171,7 @@ class Config:
     max_steps: int | None = None  # ends any run after so many steps in all
     device: str = "auto"  # auto = the CUDA device if there is one, else cpu
     threads: int | None = None  # CPU threads; null = torch's own choice
-    capture: bool = True  # training steps on CUDA are captured as one graph and replayed; the same up to rounding
+    capture: bool = True  # on CUDA a training step is captured as a graph and replayed; the same results up to rounding
     fidelity: str = "default"  # "release" turns every quirk on
     model: ModelConfig = field(default_factory=ModelConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)

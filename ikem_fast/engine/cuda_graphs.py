@@ -20,25 +20,30 @@ class CudaGraphs:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def warm_up(self, function: Callable[[], Result]) -> tuple[Result, str | None]:
-        """Runs a function as it will be captured; second, why it cannot be captured, where that shows already.
-
-        A function that waits for the device would be noticed in its capture too, but torch's memory and random numbers
-        do not get over that.
-        """
+    def warm_up(self, function: Callable[[], Result]) -> Result:
+        """Runs a function on the stream that it will be captured on."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = function()
+        current.wait_stream(self._stream)
+        return result
+
+    def rehearse(self, function: Callable[[], Result]) -> tuple[Result, str | None]:
+        """``warm_up`` with an eye on what waits for the device; second, where that is, if anywhere.
+
+        It cannot be captured, and torch's memory and random numbers may not get over a capture that breaks at it.
+        """
         mode = torch.cuda.get_sync_debug_mode()
-        with torch.cuda.stream(self._stream), warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                result = function()
+                result = self.warm_up(function)
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
-        current.wait_stream(self._stream)
         waits = [warning for warning in caught if _SYNCHRONIZING in str(warning.message)]
-        return result, f"it waits for the device in {waits[0].filename}:{waits[0].lineno}" if waits else None
+        return result, f"{waits[0].filename}:{waits[0].lineno} waits for the device" if waits else None
 
     def capture(self, function: Callable[[], Result]) -> Callable[[], Result]:
         """Calls a function to record its kernels, which do not run; what is returned runs them and gives its result.

@@ -70,7 +70,7 @@ class TrainingStep:
         device = self._trained[0].device
         self._optimizer = torch.optim.SGD(
             self._trained,
-            lr=torch.tensor(recipe.learning_rate, device=device),
+            lr=torch.tensor(recipe.learning_rate, dtype=torch.float32, device=device),
             momentum=recipe.sgd_momentum,
             weight_decay=recipe.weight_decay,
             fused=True,
@@ -97,26 +97,36 @@ class TrainingStep:
             self._give_up("capture is false")
         if self._graphs is None:
             return self._train(batch)
+        self._take_in(batch)
+        if self._replay is None and self._warm_up_steps < WARM_UP_STEPS:
+            names, values = self._warm_up()
+        else:
+            if self._replay is None:
+                try:
+                    self._replay = self._graphs.capture(lambda: self._train(self._inputs))
+                except Exception as error:
+                    self._give_up(_first_cause(error))
+                    return self._train(batch)
+            names, values = self._replay()
+        return StepValues(names, values.clone())
+
+    def _take_in(self, batch: StoredBatch) -> None:
+        """Brings a batch to where captured steps read it; what was captured for others is forgotten."""
         captured = (self._stage, *_kind(batch))
         if captured != self._captured:
-            self._replay = None  # before anything else, for the memory that it holds
+            self._replay = self._inputs = None  # first, for the memory that they hold
             self._captured, self._inputs, self._warm_up_steps = captured, _place_like(batch), 0
-        inputs = self._inputs
-        _copy(batch, inputs)
-        if self._replay is None and self._warm_up_steps < WARM_UP_STEPS:
-            (names, values), problem = self._graphs.warm_up(lambda: self._train(inputs))
-            self._warm_up_steps += 1
-            if problem is not None and self._warm_up_steps == WARM_UP_STEPS:
-                self._give_up(problem)
-            return StepValues(names, values.clone())
-        if self._replay is None:
-            try:
-                self._replay = self._graphs.capture(lambda: self._train(inputs))
-            except Exception as error:
-                self._give_up(_first_cause(error))
-                return self._train(batch)
-        names, values = self._replay()
-        return StepValues(names, values.clone())
+        _copy(batch, self._inputs)
+
+    def _warm_up(self) -> StepValues:
+        """A step as it will be captured, but run. The last one shows whether that is possible."""
+        self._warm_up_steps += 1
+        if self._warm_up_steps < WARM_UP_STEPS:
+            return self._graphs.warm_up(lambda: self._train(self._inputs))
+        values, problem = self._graphs.rehearse(lambda: self._train(self._inputs))
+        if problem is not None:
+            self._give_up(problem)
+        return values
 
     def _train(self, batch: StoredBatch) -> StepValues:
         """The step itself."""
