@@ -18,6 +18,7 @@ from ikem_fast.ops.derive_modalities import derive_modalities, derive_modalities
 from ikem_fast.ops.draw_views import ViewParameters, draw_views, draw_views_reference
 from ikem_fast.ops.enqueue import enqueue_, enqueue_reference_
 from ikem_fast.ops.exchange_loss import exchange_loss, exchange_loss_and_accuracy, exchange_loss_reference
+from ikem_fast.ops.graph_convolution import graph_convolution, graph_convolution_reference, graph_edges
 from ikem_fast.ops.info_nce import info_nce, info_nce_and_accuracy, info_nce_reference
 from ikem_fast.ops.momentum_update import momentum_update_, momentum_update_reference_
 from ikem_fast.ops.pair_log_sum_exp import PairLogSumExp, pair_log_sum_exp, pair_log_sum_exp_reference
@@ -50,6 +51,9 @@ __all__ = [
     "exchange_loss",
     "exchange_loss_and_accuracy",
     "exchange_loss_reference",
+    "graph_convolution",
+    "graph_convolution_reference",
+    "graph_edges",
     "info_nce",
     "info_nce_and_accuracy",
     "info_nce_reference",
