@@ -3,6 +3,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/vector_register.h"
+
 namespace ikem_fast::cpu::CPU_CAPABILITY {
 
 namespace {
@@ -21,23 +23,6 @@ constexpr int kMostVectors = 2;
 
 // Rows of a block that is so many vectors wide: with them it fills the registers, but for what is multiplied.
 constexpr int block_rows(int vectors) { return 6 * kMostVectors / vectors; }
-
-// What holds a vector. Arrays of the class would stay in memory beside the registers.
-template <typename T>
-struct Register {
-  using Type = at::vec::Vectorized<T>;
-};
-#if defined(CPU_CAPABILITY_AVX512)
-template <>
-struct Register<float> {
-  using Type = __m512;
-};
-#elif defined(CPU_CAPABILITY_AVX2)
-template <>
-struct Register<float> {
-  using Type = __m256;
-};
-#endif
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -223,7 +208,7 @@ __attribute__((noinline)) void multiply_block(int64_t inner, const Left& left_fa
                                               int64_t ldc, int64_t columns, bool accumulate) {
   using V = at::vec::Vectorized<T>;
   auto a = left_factor.template cursor<kRows>();
-  typename Register<T>::Type sums[kRows][kVectors];
+  typename VectorRegister<T>::Type sums[kRows][kVectors];
 #pragma GCC unroll 24
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
@@ -232,7 +217,7 @@ __attribute__((noinline)) void multiply_block(int64_t inner, const Left& left_fa
     }
   }
   for (int64_t k = 0; k < inner; ++k) {
-    typename Register<T>::Type right[kVectors];
+    typename VectorRegister<T>::Type right[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       right[v] = V::loadu(b + k * ldb + v * V::size());
@@ -492,9 +477,9 @@ void multiply_transposed(int64_t rows, int64_t columns, int64_t inner, const at:
 
 bool has_bfloat16_products() {
 #ifdef CPU_CAPABILITY_AVX512
-  return matrix_product_detail::has_bfloat16_arithmetic() || at::native::cpublas::could_pack(at::kBFloat16);
+  return matrix_product_detail::has_bfloat16_arithmetic();
 #else
-  return at::native::cpublas::could_pack(at::kBFloat16);
+  return false;
 #endif
 }
 

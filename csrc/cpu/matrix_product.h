@@ -37,7 +37,7 @@ void multiply_transposed(int64_t rows, int64_t columns, int64_t inner, const dou
 void multiply_transposed(int64_t rows, int64_t columns, int64_t inner, const at::BFloat16* a, int64_t lda,
                          const at::BFloat16* b, int64_t ldb, float* c, int64_t ldc, bool accumulate);
 
-// Whether this CPU multiplies bfloat16 faster than float.
+// Whether this instruction set multiplies bfloat16 faster than float.
 bool has_bfloat16_products();
 
 // Rows become columns, for words of 4 or 8 bytes, whatever they mean: a pair of bfloat16 is a word too, so that a matrix
