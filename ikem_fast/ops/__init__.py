@@ -27,6 +27,7 @@ from ikem_fast.ops.relational_distillation_loss import (
     relational_distillation_loss,
     relational_distillation_loss_reference,
 )
+from ikem_fast.ops.temporal_convolution import temporal_convolution, temporal_convolution_reference
 
 __all__ = [
     "AugmentationConfig",
@@ -67,5 +68,7 @@ __all__ = [
     "relational_distillation_loss",
     "relational_distillation_loss_reference",
     "shear",
+    "temporal_convolution",
+    "temporal_convolution_reference",
     "temporal_crop",
 ]
