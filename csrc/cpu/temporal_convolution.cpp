@@ -120,11 +120,13 @@ struct Groups {
   int64_t stride = 0;  // from one group to the next
 };
 
-// c (kRows, kPanel) += the sum over taps of left (rows from `row` + offset on, depth) right (tap, depth, kPanel).
+// c (kRows, kPanel) = before + the sum over taps of left (rows from `row` + offset on, depth) right (tap, depth, kPanel);
+// rows of `before` are before_stride apart.
 template <typename W, int kPanel, int kRows, int kWords>
 __attribute__((noinline)) void multiply_block(const Tap* taps, int64_t num_taps, int64_t row,
                                               const Groups<const W>& left, const W* right, int64_t right_stride,
-                                              int64_t depth, RealOf<W>* c) {
+                                              int64_t depth, const RealOf<W>* before, int64_t before_stride,
+                                              RealOf<W>* c) {
   using Word = WordOf<W>;
   using V = Vec<RealOf<W>>;
   constexpr int kVectors = kVectorsOf<W, kPanel>;
@@ -133,7 +135,7 @@ __attribute__((noinline)) void multiply_block(const Tap* taps, int64_t num_taps,
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      sums[i][v] = V::loadu(c + i * kPanel + v * V::size());
+      sums[i][v] = V::loadu(before + i * before_stride + v * V::size());
     }
   }
   const auto add = [&](const W* a, const W* b) __attribute__((always_inline)) {
@@ -184,14 +186,23 @@ __attribute__((noinline)) void multiply_block(const Tap* taps, int64_t num_taps,
 // made too many.
 template <typename W, int kPanel, int kWords>
 void multiply_rows(const Tap* taps, int64_t num_taps, int64_t first_row, int64_t last_row,
-                   const Groups<const W>& left, const W* right, int64_t right_stride, int64_t depth, RealOf<W>* c) {
+                   const Groups<const W>& left, const W* right, int64_t right_stride, int64_t depth,
+                   const RealOf<W>* before, int64_t before_stride, RealOf<W>* c) {
   constexpr int kRows = kRowsOf<W, kPanel>, kFewRows = kFewRowsOf<W, kPanel>;
   int64_t row = first_row;
-  for (; row + kRows <= last_row; row += kRows, c += kRows * kPanel) {
-    multiply_block<W, kPanel, kRows, kWords>(taps, num_taps, row, left, right, right_stride, depth, c);
+  const auto run = [&](auto rows) {
+    constexpr int kCount = decltype(rows)::value;
+    multiply_block<W, kPanel, kCount, kWords>(taps, num_taps, row, left, right, right_stride, depth, before,
+                                              before_stride, c);
+    row += kCount;
+    before += kCount * before_stride;
+    c += kCount * kPanel;
+  };
+  while (row + kRows <= last_row) {
+    run(std::integral_constant<int, kRows>{});
   }
-  for (; row < last_row; row += kFewRows, c += kFewRows * kPanel) {
-    multiply_block<W, kPanel, kFewRows, kWords>(taps, num_taps, row, left, right, right_stride, depth, c);
+  while (row < last_row) {
+    run(std::integral_constant<int, kFewRows>{});
   }
 }
 
@@ -547,10 +558,10 @@ struct Blocking {
 };
 
 // Calls finish(panel, first row, last row, c) for tiles of the rows [0, rows) of the product of a left factor, moved by
-// the taps, and packed weights; before that begin(panel, rows, c) writes what it is added to.
-template <typename W, typename Begin, typename Finish>
+// the taps, and packed weights; it is added to `before`, a number for each column of the panels.
+template <typename W, typename Finish>
 void multiply_taps(const std::vector<Tap>& taps, int64_t rows, const Groups<const W>& left, const Layout<W>& layout,
-                   const W* weight, int64_t all_taps, RealOf<W>* c, const Begin& begin, const Finish& finish) {
+                   const W* weight, int64_t all_taps, const RealOf<W>* before, RealOf<W>* c, const Finish& finish) {
   const auto run = [&](auto panel_constant, auto words_constant) {
     constexpr int kPanel = decltype(panel_constant)::value, kWords = decltype(words_constant)::value;
     const int64_t num_taps = static_cast<int64_t>(taps.size());
@@ -559,11 +570,13 @@ void multiply_taps(const std::vector<Tap>& taps, int64_t rows, const Groups<cons
       const W* right = weight + panel * all_taps * layout.tap_words();
       for (int64_t row = 0; row < rows; row += blocking.row_tile) {
         const int64_t last = std::min(rows, row + blocking.row_tile);
-        begin(panel, last - row, c);
-        for (int64_t tap = 0; tap < num_taps; tap += blocking.taps) {
+        int64_t tap = 0;
+        do {  // also without any tap
           multiply_rows<W, kPanel, kWords>(taps.data() + tap, std::min(blocking.taps, num_taps - tap), row, last, left,
-                                           right, layout.tap_words(), layout.depth, c);
-        }
+                                           right, layout.tap_words(), layout.depth,
+                                           tap == 0 ? before + panel * kPanel : c, tap == 0 ? 0 : kPanel, c);
+          tap += blocking.taps;
+        } while (tap < num_taps);
         finish(panel, row, last, c);
       }
     }
@@ -647,9 +660,9 @@ class Forward {
         window_(p.sizes, chunk_),
         h_(layout_.groups * (window_.most_rows() + kSums) * layout_.words),
         c_((chunk_ * p.sizes.joints + kSums) * layout_.width),
-        first_(layout_.panels * layout_.width) {
+        bias_(layout_.panels * layout_.width) {
     const R* bias = static_cast<const R*>(p.bias) + stream * p.sizes.out_channels;
-    std::fill(std::copy_n(bias, p.sizes.out_channels, first_.data()), first_.data() + layout_.panels * layout_.width,
+    std::fill(std::copy_n(bias, p.sizes.out_channels, bias_.data()), bias_.data() + layout_.panels * layout_.width,
               R(0));
   }
 
@@ -666,14 +679,8 @@ class Forward {
       }
       const int64_t first_row = ((stream_ * s.sequences + sequence) * s.out_frames() + first) * s.joints;
       multiply_taps<W>(
-          taps_, (last - first) * s.joints, {h.data, h.stride}, layout_, packed(), s.taps, c_.data(),
-          [this](int64_t panel, int64_t rows, R* c) {
-            const R* bias = first_.data() + panel * layout_.width;
-            for (int64_t row = 0; row < rows; ++row) {
-              std::copy_n(bias, layout_.width, c + row * layout_.width);
-            }
-          },
-          [this, first_row](int64_t panel, int64_t begin, int64_t end, R* c) {
+          taps_, (last - first) * s.joints, {h.data, h.stride}, layout_, packed(), s.taps, bias_.data(), c_.data(),
+          [this, first_row](int64_t panel, int64_t begin, int64_t end, const R* c) {
             finish(panel, first_row + begin, end - begin, c);
           });
     }
@@ -773,7 +780,7 @@ class Forward {
   std::vector<Tap> taps_;
   Workspace<W> h_;
   Workspace<R> c_;
-  Workspace<R> first_;  // the bias, then zeros to whole panels
+  Workspace<R> bias_;  // and zeros to whole panels
 };
 
 // ---- backward
@@ -840,7 +847,9 @@ class Backward {
         total_pairs_(kPaired ? weight_sums_.panels * weight_sums_.width * (chunk_ * p.sizes.joints / 2 + 1) : 0),
         c_((chunk_ * p.sizes.joints + kSums) * total_layout_.width),
         coefficients_(2 * p.sizes.out_channels),
-        bias_(round_up(p.sizes.out_channels, 2 * kGroup)) {
+        bias_(round_up(p.sizes.out_channels, 2 * kGroup)),
+        zeros_(total_layout_.panels * total_layout_.width) {
+    std::fill_n(zeros_.data(), total_layout_.panels * total_layout_.width, R(0));
     const int64_t channels = p.sizes.out_channels, offset = stream * channels;
     const double count = static_cast<double>(p.sizes.values());
     for (int64_t channel = 0; channel < channels; ++channel) {
@@ -1015,8 +1024,7 @@ class Backward {
     const int64_t first_row_of_x =
         ((stream_ * s.sequences + sequence) * s.frames + first * s.stride + remainder) * s.joints;
     multiply_taps<W>(
-        taps_, frames * s.joints, {total.data, total.stride}, total_layout_, packed, s.taps, c_.data(),
-        [this](int64_t, int64_t rows, R* c) { std::fill_n(c, rows * total_layout_.width, R(0)); },
+        taps_, frames * s.joints, {total.data, total.stride}, total_layout_, packed, s.taps, zeros_.data(), c_.data(),
         [this, first_row_of_x](int64_t panel, int64_t begin, int64_t end, const R* c) {
           finish(panel, first_row_of_x, begin, end, c);
         });
@@ -1096,7 +1104,8 @@ class Backward {
   Workspace<W> total_pairs_;  // of every second row and the next: (panel, pair, column)
   Workspace<R> c_;
   Workspace<R> coefficients_;  // of the gradients of mean and variance
-  Workspace<R> bias_;
+  Workspace<R> bias_;  // sums of a few rows
+  Workspace<R> zeros_;
 };
 
 // Calls run(a number of x's type, a word) for the types in use.
