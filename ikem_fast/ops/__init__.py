@@ -12,6 +12,7 @@ from ikem_fast.ops.augment import (
     shear,
     temporal_crop,
 )
+from ikem_fast.ops.batch_norm_coefficients import batch_norm_coefficients, batch_norm_coefficients_reference
 from ikem_fast.ops.clip_views import ClipViews, clip_views, clip_views_reference
 from ikem_fast.ops.context_loss import context_loss, context_loss_and_accuracy, context_loss_reference
 from ikem_fast.ops.derive_modalities import derive_modalities, derive_modalities_reference
@@ -27,6 +28,7 @@ from ikem_fast.ops.relational_distillation_loss import (
     relational_distillation_loss,
     relational_distillation_loss_reference,
 )
+from ikem_fast.ops.residual_activation import residual_activation, residual_activation_reference
 from ikem_fast.ops.temporal_convolution import temporal_convolution, temporal_convolution_reference
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "PairLogSumExp",
     "ViewParameters",
     "augment",
+    "batch_norm_coefficients",
+    "batch_norm_coefficients_reference",
     "camera_view",
     "clip_views",
     "clip_views_reference",
@@ -67,6 +71,8 @@ __all__ = [
     "queue_log_sum_exp_reference",
     "relational_distillation_loss",
     "relational_distillation_loss_reference",
+    "residual_activation",
+    "residual_activation_reference",
     "shear",
     "temporal_convolution",
     "temporal_convolution_reference",

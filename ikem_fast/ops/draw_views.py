@@ -142,14 +142,16 @@ def draw_views_reference(
     )
 
 
-def philox(counter: Sequence[Tensor], seed: int) -> list[Tensor]:
+def philox(counter: Sequence[Tensor], seed: int | Tensor) -> list[Tensor]:
     """Philox4x32-10: four random words for each counter of four words, all int64 tensors of 32-bit values.
+
+    The seed may be an int64 tensor, whose bits are the key.
 
     Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
     mask = 2**32 - 1
     c0, c1, c2, c3 = counter
-    first_key, second_key = seed & mask, seed >> 32
+    first_key, second_key = seed & mask, (seed >> 32) & mask
     for _ in range(10):
         # Products of 64 bits wrap around in int64; the shift brings ones from the left, which the mask takes off.
         first, second = c0 * 0xD2511F53, c2 * 0xCD9E8D57
