@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/temporal_convolution.h"
+#include "ops/temporal_convolution_spectral.h"
 
 namespace ikem_fast {
 
@@ -297,8 +298,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> temporal_convolution(
     const at::Tensor& weight, const at::Tensor& bias, int64_t stride, bool statistics,
     const std::optional<at::Tensor>& output_scale, const std::optional<at::Tensor>& output_shift,
     const std::optional<at::Tensor>& residual) {
-  return temporal_convolution_direct(check_temporal_convolution(x, scale, shift, weight, bias, stride, statistics,
-                                                                output_scale, output_shift, residual));
+  const TemporalConvolution arguments = check_temporal_convolution(x, scale, shift, weight, bias, stride, statistics,
+                                                                   output_scale, output_shift, residual);
+  return prefers_spectral(arguments.sizes) ? temporal_convolution_spectral(arguments)
+                                           : temporal_convolution_direct(arguments);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> temporal_convolution_backward(
@@ -306,8 +309,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> temporal_
     const at::Tensor& weight, int64_t stride, const at::Tensor& y, const at::Tensor& mean, const at::Tensor& y_gradient,
     const std::optional<at::Tensor>& mean_gradient, const std::optional<at::Tensor>& variance_gradient,
     bool with_x_gradient) {
-  return temporal_convolution_direct_backward(check_temporal_convolution_backward(
-      x, scale, shift, weight, stride, y, mean, y_gradient, mean_gradient, variance_gradient, with_x_gradient));
+  const TemporalConvolutionBackward arguments = check_temporal_convolution_backward(
+      x, scale, shift, weight, stride, y, mean, y_gradient, mean_gradient, variance_gradient, with_x_gradient);
+  return prefers_spectral(arguments.forward.sizes) ? temporal_convolution_spectral_backward(arguments)
+                                                   : temporal_convolution_direct_backward(arguments);
 }
 
 }  // namespace
