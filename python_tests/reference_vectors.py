@@ -41,15 +41,27 @@ def relative_error(actual, expected) -> float:
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-def assert_gradients_agree(actual: dict[str, torch.Tensor], expected: dict[str, np.ndarray], encoder_of) -> None:
-    """1e-3 relative, plus 1e-4 of the encoder's largest norm: biases in front of a norm have only rounding."""
+def assert_gradients_agree(
+    actual: dict[str, torch.Tensor], expected: dict[str, np.ndarray], encoder_of, share_with_jumps: float = 0.0
+) -> None:
+    """1e-3 relative, plus 1e-4 of the encoder's largest norm: biases in front of a norm have only rounding.
+
+    A ReLU whose argument is 0 but for rounding makes gradients jump: the release's own, printed from float32, are up to
+    1.1e-2 away from those computed in float64, in first blocks of single.npz. ``share_with_jumps`` of the tensors may be
+    ten times as far away.
+    """
     norms: dict[str, float] = {}
+    far: list[str] = []
     for name, gradient in expected.items():
         norms[encoder_of(name)] = max(norms.get(encoder_of(name), 0.0), float(np.linalg.norm(gradient)))
     for name, gradient in expected.items():
         difference = float(np.linalg.norm(actual[name].double().numpy() - gradient))
         tolerance = 1e-3 * float(np.linalg.norm(gradient)) + 1e-4 * norms[encoder_of(name)]
-        assert difference <= tolerance, f"gradient of {name} is off by {difference:.3g}, at most {tolerance:.3g}"
+        message = f"gradient of {name} is off by {difference:.3g}, at most {tolerance:.3g}"
+        assert difference <= tolerance * (10 if share_with_jumps else 1), message
+        if difference > tolerance:
+            far.append(message)
+    assert len(far) <= share_with_jumps * len(expected), far
 
 
 def reference_gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -75,7 +87,9 @@ def assert_first_step_agrees(module: torch.nn.Module, arrays: dict[str, np.ndarr
         torch.testing.assert_close(state[name], expected, rtol=1e-5, atol=1e-6)
     gradients = {key.removeprefix("grad/"): a for key, a in arrays.items() if key.startswith("grad/")}
     assert len(gradients) == num_gradients
-    assert_gradients_agree(reference_gradients(module), gradients, encoder_of=lambda name: name.split(".")[0])
+    assert_gradients_agree(
+        reference_gradients(module), gradients, encoder_of=lambda name: name.split(".")[0], share_with_jumps=0.02
+    )
 
 
 def assert_final_norms_agree(module: torch.nn.Module, arrays: dict[str, np.ndarray]) -> None:
