@@ -47,8 +47,8 @@ def assert_gradients_agree(
     """1e-3 relative, plus 1e-4 of the encoder's largest norm: biases in front of a norm have only rounding.
 
     A ReLU whose argument is 0 but for rounding makes gradients jump: the release's own, printed from float32, are up to
-    1.1e-2 away from those computed in float64, in first blocks of single.npz. ``share_with_jumps`` of the tensors may be
-    ten times as far away.
+    1.1e-2 away from those computed in float64, in first blocks of single.npz. A ``share_with_jumps`` of the tensors may
+    be ten times as far away.
     """
     norms: dict[str, float] = {}
     far: list[str] = []

@@ -57,9 +57,7 @@ class ModelConfig:
     context: bool = True  # stage 2: context exchange between every ordered pair of modalities
     exchange: bool = True  # stage 2: implicit exchange through the concatenated keys
     momentum_buffers: bool = False  # key encoders' running statistics follow by momentum, not from their own batches
-    precision: str = (
-        "fp32"  # bf16: activations and products in bfloat16; auto: where the device has it
-    )
+    precision: str = "fp32"  # bf16: activations and products in bfloat16; auto: where the device has it
 
 
 @dataclass
