@@ -151,6 +151,7 @@ struct Channels {
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) kept[k] = math::is_kept(random, k, input.threshold);
     } else {
+      kept[0] = false;
 #pragma unroll
       for (int i = 0; i < math::kValuesPerCall; ++i) {
         if (static_cast<int>(element % math::kValuesPerCall) == i) kept[0] = math::is_kept(random, i, input.threshold);

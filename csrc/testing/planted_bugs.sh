@@ -94,6 +94,17 @@ plant draw_views write-past-the-end asan 's/i >= num_draws/i >= num_draws + 1/'
 plant draw_views epoch-past-the-end asan 's/\*epoch)/epoch[1])/'
 plant draw_views sample-of-another-draw plain 's|indices\[i % num_samples\]|indices[i / num_samples]|'
 
+plant residual_activation missing-barrier-between-copies race 's/^    __syncthreads();$//'
+plant residual_activation missing-barrier-between-warps race 's/^  __syncthreads();$//'
+plant residual_activation sums-of-two-blocks-in-one-place race 's/(channels.stream \* plan.chunks + blockIdx.x) \* kSums/channels.stream * plan.chunks * kSums/'
+plant residual_activation rows-past-the-last asan 's/? first + plan.rows_of_block : input.rows/? first + plan.rows_of_block : first + plan.rows_of_block/'
+plant residual_activation channels-past-the-last asan 's/copy < plan.copies \&\& channel < input.channels/copy < plan.copies/'
+plant residual_activation unaligned-vectors asan 's/reinterpret_cast<uintptr_t>(pointer) % 16 == 0/pointer == pointer/'
+plant residual_activation mask-of-another-stream plain 's/static_cast<uint32_t>(stream), element/0u, element/'
+plant residual_activation odd-copy-left-out plain 's|const int half = (count + 1) / 2;|const int half = count / 2;|'
+plant batch_norm_coefficients write-past-the-end asan 's/i >= input.count/i > input.count/'
+plant batch_norm_coefficients weight-for-bias plain 's/input.weight\[i\], input.bias\[i\]/input.bias[i], input.weight[i]/'
+
 printf '__global__ void draw_views_kernel();\n__global__ void\n__launch_bounds__((1 + 1) * 2) forgotten_kernel();\n' \
   >"$build/planted/forgotten.cu"
 echo draw_views_kernel >"$build/planted/launched"
