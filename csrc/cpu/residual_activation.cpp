@@ -200,7 +200,7 @@ class Activation {
   }
 
   void backward(int64_t first, int64_t last, const ResidualActivationGradients& gradients) {
-    Sums<A> sums(p_.num_sums(), p_.channels, period_.length);
+    Sums<A> sums(p_.num_sums, p_.channels, period_.length);
     const V factor(factor_);
     for_each_run(first, last, [&](const Run& run) {
       if constexpr (kPooled) {
@@ -232,8 +232,8 @@ class Activation {
         add_to(gradient, sums.of(1) + j, count...);
       }, [&] { sums.count_period(); });
     }, [&](int64_t item) {
-      double* const to = gradients.sums + item * p_.num_sums() * p_.channels;
-      std::fill_n(to, p_.num_sums() * p_.channels, 0.0);
+      double* const to = gradients.sums + item * p_.num_sums * p_.channels;
+      std::fill_n(to, p_.num_sums * p_.channels, 0.0);
       sums.take(to);
     });
   }

@@ -23,19 +23,19 @@ struct ResidualActivation {
   int64_t channels = 0;
   int64_t pool_rows = 0;  // rows of a mean, of which an item has a whole number; 0 for no means
   int64_t rows_of_item = 0;
+  int64_t num_sums = 0;    // of gradients of coefficients: 4 with coefficients of the residual, otherwise 2
   uint32_t threshold = 0;  // math::dropout_threshold
   uint32_t layer = 0;
   uint64_t seed = 0;
 
   int64_t items_of_stream() const { return rows_of_item ? (rows + rows_of_item - 1) / rows_of_item : 0; }
-  int64_t num_sums() const { return residual_scale ? 4 : 2; }
 };
 
 struct ResidualActivationGradients {
   const void* out = nullptr;  // of (S, rows, C), or of the means (S, rows / pool_rows, C)
   void* x = nullptr;          // like x
   void* residual = nullptr;   // like the residual, or null
-  double* sums = nullptr;     // (S, items, num_sums(), C): an item's parts of the gradients of the coefficients
+  double* sums = nullptr;     // (S, items, num_sums, C): an item's parts of the gradients of the coefficients
 };
 
 // out (S, rows, C), or the means (S, rows / pool_rows, C), of the items [first, last) of all streams, one after another.

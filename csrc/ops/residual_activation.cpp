@@ -80,6 +80,7 @@ struct Arguments {
       p.seed = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
     }
     p.rows_of_item = rows_of_item();
+    p.num_sums = given_residual_scale ? 4 : 2;
   }
 
   int64_t num_items() const { return x.numel() ? x.size(0) * p.items_of_stream() : 0; }
@@ -135,8 +136,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const at::Tensor of_x = at::empty(arguments.x.sizes(), arguments.x.options());
   const at::Tensor of_residual =
       residual ? at::empty(arguments.x.sizes(), arguments.x.options()) : at::empty({0}, options);
-  const int64_t streams = x.size(0), items = p.items_of_stream(), numbers = p.num_sums() * p.channels;
-  const at::Tensor of_coefficients = at::zeros({p.num_sums(), streams, p.channels}, options);
+  const int64_t streams = x.size(0), items = p.items_of_stream(), numbers = p.num_sums * p.channels;
+  const at::Tensor of_coefficients = at::zeros({p.num_sums, streams, p.channels}, options);
 
   if (arguments.num_items() != 0) {
     const at::Tensor parts = at::empty({streams * items, numbers}, options.dtype(at::kDouble));
@@ -167,7 +168,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     }
   }
   // Each a tensor of its own: an operator's results share no memory.
-  const auto part = [&](int64_t sum) { return sum < p.num_sums() ? of_coefficients[sum].clone() : none.clone(); };
+  const auto part = [&](int64_t sum) { return sum < p.num_sums ? of_coefficients[sum].clone() : none.clone(); };
   return {of_x, part(0), part(1), of_residual, part(2), part(3)};
 }
 
