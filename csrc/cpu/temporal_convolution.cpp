@@ -208,9 +208,9 @@ void multiply_rows(const Tap* taps, int64_t num_taps, int64_t first_row, int64_t
 
 // c (kRows, kPanel) += left^T right over `inner` rows of both.
 template <typename W, int kPanel, int kRows>
-__attribute__((noinline)) void multiply_transposed_block(int64_t inner, const W* left, int64_t left_stride,
-                                                         const W* right, int64_t right_vector_stride,
-                                                         int64_t right_stride, RealOf<W>* c) {
+__attribute__((noinline)) void multiply_transposed_block(int64_t inner, const W* left, const W* right,
+                                                         int64_t right_group_stride, int64_t right_stride,
+                                                         RealOf<W>* c) {
   using Word = WordOf<W>;
   using V = Vec<RealOf<W>>;
   constexpr int kVectors = kVectorsOf<W, kPanel>;
@@ -223,12 +223,12 @@ __attribute__((noinline)) void multiply_transposed_block(int64_t inner, const W*
       sums[i][v] = V::loadu(c + i * kPanel + v * V::size());
     }
   }
-#pragma GCC unroll 2
-  for (int64_t row = 0; row < inner; ++row, left += left_stride, right += right_stride) {
+#pragma GCC unroll 1
+  for (int64_t row = 0; row < inner; ++row, left += kGroup, right += right_stride) {
     typename Word::Right columns[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      columns[v] = Word::load(right + v / kVectorsOfGroup * right_vector_stride + v % kVectorsOfGroup * V::size());
+      columns[v] = Word::load(right + v / kVectorsOfGroup * right_group_stride + v % kVectorsOfGroup * V::size());
     }
 #pragma GCC unroll 32
     for (int i = 0; i < kRows; ++i) {
@@ -786,20 +786,13 @@ class Forward {
 // ---- backward
 
 #ifdef CPU_CAPABILITY_AVX512
-// Of rows in groups of pairs of channels: each row's numbers beside those of the row `step` times as far, in groups of 16
-// channels.
-void pair_rows_of_groups(const Groups<const Pair>& from, int64_t words, int64_t rows, int64_t step, int64_t groups,
-                         Pair* to, int64_t to_group_stride, int64_t to_row_stride) {
-  const int64_t halves = words / (kGroup / 2);
-  for (int64_t group = 0; group < groups; ++group) {
-    const Pair* source = from.data + group / halves * from.stride + group % halves * (kGroup / 2);
-    Pair* target = to + group * to_group_stride;
-    for (int64_t row = 0; row < rows; row += step, target += to_row_stride) {
-      const auto load = [&](int64_t at) {
-        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + at * words)));
-      };
-      _mm512_storeu_si512(target, _mm512_or_si512(load(row), _mm512_slli_epi32(load(row + 1), 16)));
-    }
+// Of rows in groups of pairs of channels: the numbers of rows 2 i and 2 i + 1 beside each other, for 16 channels.
+void pair_rows_of_group(const Pair* from, int64_t words, int64_t pairs, Pair* to, int64_t to_stride) {
+  const auto load = [](const Pair* row) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)));
+  };
+  for (int64_t pair = 0; pair < pairs; ++pair, from += 2 * words, to += to_stride) {
+    _mm512_storeu_si512(to, _mm512_or_si512(load(from), _mm512_slli_epi32(load(from + words), 16)));
   }
 }
 #endif
@@ -843,7 +836,7 @@ class Backward {
         // Also of the last panel's columns for which there is no channel.
         total_(std::max(total_layout_.groups, weight_sums_.panels * weight_sums_.width / kGroup) *
                (total_rows(chunk_) + kSpare) * total_layout_.words),
-        h_pairs_(kPaired ? weight_sums_.channels * (window_.most_rows() + kSpare) : 0),
+        h_pairs_(kPaired ? 2 * weight_sums_.channels * most_pairs(window_.most_rows()) : 0),
         total_pairs_(kPaired ? weight_sums_.panels * weight_sums_.width * (chunk_ * p.sizes.joints / 2 + 1) : 0),
         c_((chunk_ * p.sizes.joints + kSums) * total_layout_.width),
         coefficients_(2 * p.sizes.out_channels),
@@ -936,42 +929,56 @@ class Backward {
     const W* own_total = total.data + before_ * p_.sizes.joints * total_layout_.words;
     if constexpr (kPaired) {
 #ifdef CPU_CAPABILITY_AVX512
-      const int64_t rows = frames * p_.sizes.joints, pairs = divide_up(rows, 2);
-      const int64_t h_stride = (window_.rows() + kSpare) * kGroup;
-      pair_rows_of_groups({h.data, h.stride}, h_layout_.words, window_.rows() + 1, 1, weight_sums_.channels / kGroup,
-                          h_pairs_.data(), h_stride, kGroup);
-      const int64_t groups = divide_up(p_.sizes.out_channels, kGroup), groups_of_panel = width / kGroup;
-      for (int64_t group = 0; group < groups; ++group) {
-        const int64_t halves = total_layout_.words / (kGroup / 2);
-        const W* source = own_total + group / halves * total.stride + group % halves * (kGroup / 2);
+      // A tap begins at an even or an odd row of h: there are pairs of both kinds.
+      const int64_t h_pairs = most_pairs(window_.rows());
+      for_groups({h.data, h.stride}, h_layout_, p_.sizes.in_channels, [&](int64_t group, const W* source) {
+        W* target = h_pairs_.data() + 2 * group * h_pairs * kGroup;
+        pair_rows_of_group(source, h_layout_.words, h_pairs, target, kGroup);
+        pair_rows_of_group(source + h_layout_.words, h_layout_.words, h_pairs, target + h_pairs * kGroup, kGroup);
+      });
+      const int64_t rows = frames * p_.sizes.joints, pairs = divide_up(rows, 2), groups_of_panel = width / kGroup;
+      for_groups({own_total, total.stride}, total_layout_, p_.sizes.out_channels, [&](int64_t group, const W* source) {
         W* target = total_pairs_.data() + group / groups_of_panel * pairs * width + group % groups_of_panel * kGroup;
-        pair_rows_of_groups({source, 0}, total_layout_.words, rows, 2, 1, target, 0, width);
+        pair_rows_of_group(source, total_layout_.words, pairs, target, width);
         // What follows an odd last row is of another chunk.
         for (int64_t i = 0; rows % 2 && i < kGroup; ++i) {
           target[(pairs - 1) * width + i] &= 0xffff;
         }
-      }
-      multiply_transposed({h_pairs_.data(), h_stride}, {total_pairs_.data(), pairs * width}, kGroup, width, frames);
+      });
+      multiply_transposed({h_pairs_.data(), 2 * h_pairs * kGroup}, h_pairs * kGroup, {total_pairs_.data(), pairs * width},
+                          kGroup, width, frames);
 #endif
     } else {
-      multiply_transposed({h.data, h.stride}, {own_total, width / kGroup * total.stride}, total.stride, kGroup, frames);
+      multiply_transposed({h.data, h.stride}, 0, {own_total, width / kGroup * total.stride}, total.stride, kGroup,
+                          frames);
     }
   }
 
-  // left: groups of 16 channels; right: panels of rows that are right_stride apart, with a stride from 16 columns to the
-  // next.
-  void multiply_transposed(const Groups<const W>& left, const Groups<const W>& right, int64_t right_group_stride,
-                           int64_t right_stride, int64_t frames) {
+  static int64_t most_pairs(int64_t rows) { return rows / 2 + 2; }
+
+  // Calls use(group of 16 channels, its first row) for a factor in groups of pairs of channels.
+  template <typename Use>
+  static void for_groups(const Groups<const W>& from, const Layout<W>& layout, int64_t channels, const Use& use) {
+    const int64_t halves = layout.words / (kGroup / 2);
+    for (int64_t group = 0; group < divide_up(channels, kGroup); ++group) {
+      use(group, from.data + group / halves * from.stride + group % halves * (kGroup / 2));
+    }
+  }
+
+  // left: groups of 16 channels, pairs that begin at odd rows left_odd further; right: panels of rows that are
+  // right_stride apart, with a stride from 16 columns to the next.
+  void multiply_transposed(const Groups<const W>& left, int64_t left_odd, const Groups<const W>& right,
+                           int64_t right_group_stride, int64_t right_stride, int64_t frames) {
     if constexpr (kHasWidePanels && kLanes<R> == kGroup) {
       if (weight_sums_.width == 2 * kGroup) {
-        return multiply_transposed_panels<2 * kGroup>(left, right, right_group_stride, right_stride, frames);
+        return multiply_transposed_panels<2 * kGroup>(left, left_odd, right, right_group_stride, right_stride, frames);
       }
     }
-    multiply_transposed_panels<kGroup>(left, right, right_group_stride, right_stride, frames);
+    multiply_transposed_panels<kGroup>(left, left_odd, right, right_group_stride, right_stride, frames);
   }
 
   template <int kPanel>
-  void multiply_transposed_panels(const Groups<const W>& left, const Groups<const W>& right,
+  void multiply_transposed_panels(const Groups<const W>& left, int64_t left_odd, const Groups<const W>& right,
                                   int64_t right_group_stride, int64_t right_stride, int64_t frames) {
     constexpr int kRows = std::max(kSums * 2 / 3 / kVectorsOf<W, kPanel>, 1);
     static_assert(kGroup % kRows == 0);
@@ -988,12 +995,12 @@ class Backward {
             continue;
           }
           const W* b = right.data + panel * right.stride + begin / kNumbers * right_stride;
+          const int64_t first_row = tap.offset + begin;
+          const W* rows_of_a = left.data + first_row % kNumbers * left_odd + first_row / kNumbers * kGroup;
           for (int64_t channel = 0; channel < weight_sums_.channels; channel += kRows) {
-            const W* a =
-                left.data + channel / kGroup * left.stride + (tap.offset + begin) * kGroup + channel % kGroup;
-            multiply_transposed_block<W, kPanel, kRows>(divide_up(end - begin, kNumbers), a, kGroup * kNumbers, b,
-                                                        right_group_stride, right_stride,
-                                                        sums + weight_sums_.at(number, panel, channel));
+            const W* a = rows_of_a + channel / kGroup * left.stride + channel % kGroup;
+            multiply_transposed_block<W, kPanel, kRows>(divide_up(end - begin, kNumbers), a, b, right_group_stride,
+                                                        right_stride, sums + weight_sums_.at(number, panel, channel));
           }
         }
       }
@@ -1100,7 +1107,7 @@ class Backward {
   const int64_t before_, after_;  // output frames beside a chunk's own that its input frames reach
   std::vector<Tap> taps_;
   Workspace<W> h_, total_;
-  Workspace<W> h_pairs_;      // of each row and the next, for paired products over rows
+  Workspace<W> h_pairs_;      // of each row and the next, for paired products over rows: (group, odd, pair, channel)
   Workspace<W> total_pairs_;  // of every second row and the next: (panel, pair, column)
   Workspace<R> c_;
   Workspace<R> coefficients_;  // of the gradients of mean and variance
