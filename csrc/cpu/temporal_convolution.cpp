@@ -16,8 +16,8 @@
 // some frames further. The frames of a sequence that a result needs lie in a window with zeros beyond the first and the
 // last; with a stride, frames of the same remainder lie together, so that the rows of a tap are always contiguous.
 //
-// Factors are kept in groups of 16 words of a row: (group, row, word). A word is a number, or two bfloat16 that are next
-// to each other along the inner dimension of a product.
+// Factors are kept in groups of 16 words of a row: (group, row, word). A word is a number, or two bfloat16 that are
+// next to each other along the inner dimension of a product.
 namespace ikem_fast::cpu::CPU_CAPABILITY {
 
 namespace {
@@ -120,8 +120,44 @@ struct Groups {
   int64_t stride = 0;  // from one group to the next
 };
 
-// c (kRows, kPanel) = before + the sum over taps of left (rows from `row` + offset on, depth) right (tap, depth, kPanel);
-// rows of `before` are before_stride apart.
+// Memory that the next sequence is loaded from, fetched bit by bit between the products for this one.
+class Ahead {
+ public:
+  void add(const void* from, int64_t bytes) {
+    constexpr int64_t kMostBytes = 256 << 10;  // more would push out of the second-level cache what is in use
+    if (bytes > 0 && bytes <= kMostBytes) {
+      const auto* begin = static_cast<const char*>(from);
+      parts_[num_parts_++] = {begin, begin + bytes};
+      bytes_ += bytes;
+    }
+  }
+
+  // All of it in so many calls of fetch().
+  void spread(int64_t calls) { step_ = divide_up(divide_up(bytes_, calls), kLine) * kLine; }
+
+  void fetch() {
+    for (int64_t left = step_; left > 0 && num_parts_ > 0; left -= kLine) {
+      Part& part = parts_[num_parts_ - 1];
+      __builtin_prefetch(part.from, 0, 2);
+      part.from += kLine;
+      if (part.from >= part.end) {
+        --num_parts_;
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  struct Part {
+    const char *from, *end;
+  };
+  Part parts_[3] = {};
+  int num_parts_ = 0;
+  int64_t bytes_ = 0, step_ = 0;
+};
+
+// c (kRows, kPanel) = before + the sum over taps of left (rows from `row` + offset on, depth) right (tap, depth,
+// kPanel); rows of `before` are before_stride apart.
 template <typename W, int kPanel, int kRows, int kWords>
 __attribute__((noinline)) void multiply_block(const Tap* taps, int64_t num_taps, int64_t row,
                                               const Groups<const W>& left, const W* right, int64_t right_stride,
@@ -182,16 +218,16 @@ __attribute__((noinline)) void multiply_block(const Tap* taps, int64_t num_taps,
   }
 }
 
-// The same for rows [first_row, last_row); c begins with first_row and has room for more rows: up to kSums of them are
-// made too many.
+// The same for rows [first_row, last_row); c begins with first_row and has room for kSums more: some are made too many.
 template <typename W, int kPanel, int kWords>
 void multiply_rows(const Tap* taps, int64_t num_taps, int64_t first_row, int64_t last_row,
                    const Groups<const W>& left, const W* right, int64_t right_stride, int64_t depth,
-                   const RealOf<W>* before, int64_t before_stride, RealOf<W>* c) {
+                   const RealOf<W>* before, int64_t before_stride, RealOf<W>* c, Ahead& ahead) {
   constexpr int kRows = kRowsOf<W, kPanel>, kFewRows = kFewRowsOf<W, kPanel>;
   int64_t row = first_row;
   const auto run = [&](auto rows) {
     constexpr int kCount = decltype(rows)::value;
+    ahead.fetch();
     multiply_block<W, kPanel, kCount, kWords>(taps, num_taps, row, left, right, right_stride, depth, before,
                                               before_stride, c);
     row += kCount;
@@ -561,11 +597,14 @@ struct Blocking {
 // the taps, and packed weights; it is added to `before`, a number for each column of the panels.
 template <typename W, typename Finish>
 void multiply_taps(const std::vector<Tap>& taps, int64_t rows, const Groups<const W>& left, const Layout<W>& layout,
-                   const W* weight, int64_t all_taps, const RealOf<W>* before, RealOf<W>* c, const Finish& finish) {
+                   const W* weight, int64_t all_taps, const RealOf<W>* before, RealOf<W>* c, Ahead ahead,
+                   const Finish& finish) {
   const auto run = [&](auto panel_constant, auto words_constant) {
     constexpr int kPanel = decltype(panel_constant)::value, kWords = decltype(words_constant)::value;
     const int64_t num_taps = static_cast<int64_t>(taps.size());
     const Blocking<W> blocking(layout, num_taps, rows);
+    const int64_t blocks = divide_up(rows, kRowsOf<W, kPanel>) * layout.panels * divide_up(num_taps, blocking.taps);
+    ahead.spread(blocks);
     for (int64_t panel = 0; panel < layout.panels; ++panel) {
       const W* right = weight + panel * all_taps * layout.tap_words();
       for (int64_t row = 0; row < rows; row += blocking.row_tile) {
@@ -574,7 +613,7 @@ void multiply_taps(const std::vector<Tap>& taps, int64_t rows, const Groups<cons
         do {  // also without any tap
           multiply_rows<W, kPanel, kWords>(taps.data() + tap, std::min(blocking.taps, num_taps - tap), row, last, left,
                                            right, layout.tap_words(), layout.depth,
-                                           tap == 0 ? before + panel * kPanel : c, tap == 0 ? 0 : kPanel, c);
+                                           tap == 0 ? before + panel * kPanel : c, tap == 0 ? 0 : kPanel, c, ahead);
           tap += blocking.taps;
         } while (tap < num_taps);
         finish(panel, row, last, c);
@@ -678,8 +717,14 @@ class Forward {
         taps_.push_back(window_.tap(number, last - first));
       }
       const int64_t first_row = ((stream_ * s.sequences + sequence) * s.out_frames() + first) * s.joints;
+      Ahead ahead;
+      if (last == s.out_frames() && sequence + 1 < s.sequences) {
+        const int64_t size = s.frames * s.joints * s.in_channels;
+        ahead.add(static_cast<const T*>(p_.x) + (stream_ * s.sequences + sequence + 1) * size, size * sizeof(T));
+      }
       multiply_taps<W>(
           taps_, (last - first) * s.joints, {h.data, h.stride}, layout_, packed(), s.taps, bias_.data(), c_.data(),
+          ahead,
           [this, first_row](int64_t panel, int64_t begin, int64_t end, const R* c) {
             finish(panel, first_row + begin, end - begin, c);
           });
@@ -866,7 +911,16 @@ class Backward {
       window_.place(first, last);
       const Groups<W> h = groups_of(h_, window_.rows() + kSpare, h_layout_.words);
       load_window<T>(p_, stream_, sequence, window_, h_layout_, kSpare, h);
-      add_weight_gradient(h, last - first);
+      Ahead ahead;
+      if (last == s.out_frames() && sequence + 1 < s.sequences) {
+        const int64_t next = stream_ * s.sequences + sequence + 1;
+        const int64_t size_of_x = s.frames * s.joints * s.in_channels;
+        const int64_t size_of_y = s.out_frames() * s.joints * s.out_channels;
+        ahead.add(static_cast<const T*>(p_.x) + next * size_of_x, size_of_x * sizeof(T));
+        ahead.add(static_cast<const T*>(p_.y) + next * size_of_y, p_.variance_gradient ? size_of_y * sizeof(T) : 0);
+        ahead.add(static_cast<const T*>(p_.y_gradient) + next * size_of_y, size_of_y * sizeof(T));
+      }
+      add_weight_gradient(h, last - first, ahead);
       if (p_.x_gradient || p_.scale) {
         for (int64_t remainder = 0; remainder < s.stride; ++remainder) {
           add_input_gradient(sequence, first, last, remainder);
@@ -923,7 +977,7 @@ class Backward {
   }
 
   // For every tap h^T total, over the rows of a chunk's own frames.
-  void add_weight_gradient(const Groups<W>& h, int64_t frames) {
+  void add_weight_gradient(const Groups<W>& h, int64_t frames, Ahead& ahead) {
     const int64_t width = weight_sums_.width;
     const Groups<W> total = groups_of(total_, total_rows(frames) + kSpare, total_layout_.words);
     const W* own_total = total.data + before_ * p_.sizes.joints * total_layout_.words;
@@ -945,12 +999,12 @@ class Backward {
           target[(pairs - 1) * width + i] &= 0xffff;
         }
       });
-      multiply_transposed({h_pairs_.data(), 2 * h_pairs * kGroup}, h_pairs * kGroup, {total_pairs_.data(), pairs * width},
-                          kGroup, width, frames);
+      multiply_transposed({h_pairs_.data(), 2 * h_pairs * kGroup}, h_pairs * kGroup,
+                          {total_pairs_.data(), pairs * width}, kGroup, width, frames, ahead);
 #endif
     } else {
       multiply_transposed({h.data, h.stride}, 0, {own_total, width / kGroup * total.stride}, total.stride, kGroup,
-                          frames);
+                          frames, ahead);
     }
   }
 
@@ -968,24 +1022,27 @@ class Backward {
   // left: groups of 16 channels, pairs that begin at odd rows left_odd further; right: panels of rows that are
   // right_stride apart, with a stride from 16 columns to the next.
   void multiply_transposed(const Groups<const W>& left, int64_t left_odd, const Groups<const W>& right,
-                           int64_t right_group_stride, int64_t right_stride, int64_t frames) {
+                           int64_t right_group_stride, int64_t right_stride, int64_t frames, Ahead& ahead) {
     if constexpr (kHasWidePanels && kLanes<R> == kGroup) {
       if (weight_sums_.width == 2 * kGroup) {
-        return multiply_transposed_panels<2 * kGroup>(left, left_odd, right, right_group_stride, right_stride, frames);
+        return multiply_transposed_panels<2 * kGroup>(left, left_odd, right, right_group_stride, right_stride, frames,
+                                                      ahead);
       }
     }
-    multiply_transposed_panels<kGroup>(left, left_odd, right, right_group_stride, right_stride, frames);
+    multiply_transposed_panels<kGroup>(left, left_odd, right, right_group_stride, right_stride, frames, ahead);
   }
 
   template <int kPanel>
   void multiply_transposed_panels(const Groups<const W>& left, int64_t left_odd, const Groups<const W>& right,
-                                  int64_t right_group_stride, int64_t right_stride, int64_t frames) {
+                                  int64_t right_group_stride, int64_t right_stride, int64_t frames,
+                                  Ahead& ahead) {
     constexpr int kRows = std::max(kSums * 2 / 3 / kVectorsOf<W, kPanel>, 1);
     static_assert(kGroup % kRows == 0);
     constexpr int64_t kMostRows = 352;  // so many rows of both factors stay in a first-level cache
     const int64_t rows = frames * p_.sizes.joints;
     const int64_t tile = round_up(divide_up(rows, divide_up(rows, kMostRows)), 2);
     R* sums = static_cast<R*>(gradients_.weight);
+    ahead.spread(divide_up(rows, tile) * weight_sums_.panels * p_.sizes.taps * weight_sums_.channels / kRows);
     for (int64_t row = 0; row < rows; row += tile) {
       for (int64_t panel = 0; panel < weight_sums_.panels; ++panel) {
         for (int64_t number = 0; number < p_.sizes.taps; ++number) {
@@ -998,6 +1055,7 @@ class Backward {
           const int64_t first_row = tap.offset + begin;
           const W* rows_of_a = left.data + first_row % kNumbers * left_odd + first_row / kNumbers * kGroup;
           for (int64_t channel = 0; channel < weight_sums_.channels; channel += kRows) {
+            ahead.fetch();
             const W* a = rows_of_a + channel / kGroup * left.stride + channel % kGroup;
             multiply_transposed_block<W, kPanel, kRows>(divide_up(end - begin, kNumbers), a, b, right_group_stride,
                                                         right_stride, sums + weight_sums_.at(number, panel, channel));
@@ -1031,7 +1089,7 @@ class Backward {
     const int64_t first_row_of_x =
         ((stream_ * s.sequences + sequence) * s.frames + first * s.stride + remainder) * s.joints;
     multiply_taps<W>(
-        taps_, frames * s.joints, {total.data, total.stride}, total_layout_, packed, s.taps, zeros_.data(), c_.data(),
+        taps_, frames * s.joints, {total.data, total.stride}, total_layout_, packed, s.taps, zeros_.data(), c_.data(), {},
         [this, first_row_of_x](int64_t panel, int64_t begin, int64_t end, const R* c) {
           finish(panel, first_row_of_x, begin, end, c);
         });
@@ -1107,7 +1165,7 @@ class Backward {
   const int64_t before_, after_;  // output frames beside a chunk's own that its input frames reach
   std::vector<Tap> taps_;
   Workspace<W> h_, total_;
-  Workspace<W> h_pairs_;      // of each row and the next, for paired products over rows: (group, odd, pair, channel)
+  Workspace<W> h_pairs_;      // of each row and the next: (group, from odd rows on, pair, channel)
   Workspace<W> total_pairs_;  // of every second row and the next: (panel, pair, column)
   Workspace<R> c_;
   Workspace<R> coefficients_;  // of the gradients of mean and variance

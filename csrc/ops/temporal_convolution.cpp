@@ -88,12 +88,13 @@ at::Tensor pack_weights(cpu::FrameConvolution& parameters, bool backward) {
   return packed;
 }
 
-// Sequences [first, last) of a stream, which one thread works on.
+// Sequences [first, last) of a stream, that one thread works on.
 struct Segment {
   int64_t stream, first, last;
 };
 
-// The sequences of all streams in equal shares for the threads; sums of a stream are those of its segments, in order.
+// The sequences of all streams in equal shares for the threads. A stream's sums are those of its segments, in order.
+// There is at least one sequence.
 struct Segments {
   explicit Segments(const TemporalConvolutionSizes& sizes) {
     // Fewer products than these are not worth another thread.
@@ -102,7 +103,7 @@ struct Segments {
                             static_cast<double>(sizes.out_channels * sizes.in_channels * sizes.taps);
     const int64_t sequences = sizes.streams * sizes.sequences;
     const int64_t threads = std::clamp<int64_t>(static_cast<int64_t>(std::min(products / kProductsOfAThread, 1e6)), 1,
-                                                std::min<int64_t>(at::get_num_threads(), std::max<int64_t>(sequences, 1)));
+                                                std::min<int64_t>(at::get_num_threads(), sequences));
     for (int64_t thread = 0; thread < threads; ++thread) {
       first_of_thread.push_back(static_cast<int64_t>(all.size()));
       const int64_t end = sequences * (thread + 1) / threads;
@@ -157,8 +158,10 @@ TemporalConvolution check_temporal_convolution(
   const at::ScalarType computed = computed_type(x);
   arguments.bias = dense_argument("bias", "(S, C_out)", bias, sizes.of_out_channels(), computed);
   arguments.statistics = statistics;
-  arguments.output_scale = dense_argument("output_scale", "(S, C_out)", output_scale, sizes.of_out_channels(), computed);
-  arguments.output_shift = dense_argument("output_shift", "(S, C_out)", output_shift, sizes.of_out_channels(), computed);
+  arguments.output_scale =
+      dense_argument("output_scale", "(S, C_out)", output_scale, sizes.of_out_channels(), computed);
+  arguments.output_shift =
+      dense_argument("output_shift", "(S, C_out)", output_shift, sizes.of_out_channels(), computed);
   arguments.residual = dense_argument("residual", "(S, B, T', V, C_out)", residual, sizes.of_y(), x.scalar_type());
   return arguments;
 }
@@ -257,7 +260,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> temporal_
   const at::Tensor weight_sums =
       at::empty({num_segments, IKEM_DISPATCH_CPU(frame_weight_sums)(parameters)}, computed);
   const auto weight_sum = [&](int64_t segment) {
-    return static_cast<char*>(weight_sums.mutable_data_ptr()) + segment * weight_sums.size(1) * weight_sums.element_size();
+    const int64_t bytes = weight_sums.size(1) * static_cast<int64_t>(weight_sums.element_size());
+    return static_cast<char*>(weight_sums.mutable_data_ptr()) + segment * bytes;
   };
   const int64_t in = sizes.in_channels, out = sizes.out_channels, size = out + 2 * in;
   std::vector<double> channel_sums(num_segments * size, 0.0);

@@ -11,10 +11,10 @@
 
 namespace ikem_fast {
 
-// y (S, B, T', V, C_out) = convolution over the T frames of h = relu(scale x + shift), h = x without scale and shift;
-// h is rounded to x's type and zero beyond the frames. + bias; with output_scale and output_shift
-// y = relu(output_scale y + output_shift + residual). Checked, and every tensor dense. x, y and residual float, bfloat16
-// or double; the rest float, double for double.
+// y (S, B, T', V, C_out) = bias + the convolution over the T frames of h = relu(scale x + shift), or of h = x; h is
+// rounded to x's type and zero beyond the frames. With output_scale and output_shift it becomes
+// relu(output_scale y + output_shift + residual). All is checked, and every tensor dense. x, y and residual are float,
+// bfloat16 or double, the rest float, for double double.
 struct TemporalConvolution {
   TemporalConvolutionSizes sizes;
   at::Tensor x;                           // (S, B, T, V, C_in)
@@ -50,7 +50,7 @@ TemporalConvolutionBackward check_temporal_convolution_backward(
     const std::optional<at::Tensor>& mean_gradient, const std::optional<at::Tensor>& variance_gradient,
     bool with_x_gradient);
 
-// y, mean and biased variance (S, C_out) of y before it is rounded; the latter two (0,) unless asked for, 0 of no values.
+// y, and mean and biased variance (S, C_out) of y before it is rounded; these are (0,) unless asked for, 0 of no values.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> temporal_convolution_direct(const TemporalConvolution& arguments);
 
 // Gradients of x ((0,) unless asked for), scale and shift ((0,) where there are none), weight and bias.
