@@ -133,7 +133,7 @@ class Ahead {
   }
 
   // All of it in so many calls of fetch().
-  void spread(int64_t calls) { step_ = divide_up(divide_up(bytes_, calls), kLine) * kLine; }
+  void spread(int64_t calls) { step_ = round_up(divide_up(bytes_, std::max<int64_t>(calls, 1)), kLine); }
 
   void fetch() {
     for (int64_t left = step_; left > 0 && num_parts_ > 0; left -= kLine) {
@@ -1089,7 +1089,8 @@ class Backward {
     const int64_t first_row_of_x =
         ((stream_ * s.sequences + sequence) * s.frames + first * s.stride + remainder) * s.joints;
     multiply_taps<W>(
-        taps_, frames * s.joints, {total.data, total.stride}, total_layout_, packed, s.taps, zeros_.data(), c_.data(), {},
+        taps_, frames * s.joints, {total.data, total.stride}, total_layout_, packed, s.taps, zeros_.data(), c_.data(),
+        Ahead(),
         [this, first_row_of_x](int64_t panel, int64_t begin, int64_t end, const R* c) {
           finish(panel, first_row_of_x, begin, end, c);
         });
