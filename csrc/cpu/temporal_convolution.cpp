@@ -475,6 +475,17 @@ struct Layout {
   int64_t tap_words() const { return depth * width; }
 };
 
+// Calls run(the words of a row in a group, as a constant).
+template <typename W, typename Run>
+void with_words(const Layout<W>& layout, const Run& run) {
+  if constexpr (WordOf<W>::kNumbers == 2) {
+    if (layout.words == kGroup / 2) {
+      return run(std::integral_constant<int, kGroup / 2>{});
+    }
+  }
+  run(std::integral_constant<int, kGroup>{});
+}
+
 // As many output frames as are looked at at a time: their input frames take up to a MB.
 int64_t chunk_frames(const TemporalConvolutionSizes& sizes, int64_t bytes_of_number) {
   constexpr int64_t kBytes = 1 << 20;
@@ -572,10 +583,8 @@ void load_window(const FrameConvolution& p, int64_t stream, int64_t sequence, co
   window.for_spans([&](int64_t row, int64_t frames, int64_t frame) {
     if (frame < 0) {
       clear_rows(to, layout.groups, layout.words, row, frames * joints);
-    } else if (WordOf<W>::kNumbers == 2 && layout.words == kGroup / 2) {
-      load(std::integral_constant<int, kGroup / 2>{}, row, frames * joints, frame);
     } else {
-      load(std::integral_constant<int, kGroup>{}, row, frames * joints, frame);
+      with_words(layout, [&](auto words) { load(words, row, frames * joints, frame); });
     }
   });
   clear_rows(to, layout.groups, layout.words, window.rows(), spare);
@@ -620,22 +629,12 @@ void multiply_taps(const std::vector<Tap>& taps, int64_t rows, const Groups<cons
       }
     }
   };
-  constexpr std::integral_constant<int, kGroup / 2> half{};
-  constexpr std::integral_constant<int, kGroup> whole{};
-  const auto run_panel = [&](auto panel) {
-    if constexpr (WordOf<W>::kNumbers == 2) {
-      if (layout.words == kGroup / 2) {
-        return run(panel, half);
-      }
-    }
-    run(panel, whole);
-  };
   if constexpr (kHasWidePanels && kLanes<RealOf<W>> == kGroup) {
     if (layout.width == 2 * kGroup) {
-      return run_panel(std::integral_constant<int, 2 * kGroup>{});
+      return with_words(layout, [&](auto words) { run(std::integral_constant<int, 2 * kGroup>{}, words); });
     }
   }
-  run_panel(whole);
+  with_words(layout, [&](auto words) { run(std::integral_constant<int, kGroup>{}, words); });
 }
 
 // ---- packed weights
@@ -964,16 +963,11 @@ class Backward {
         }
       }
     };
-    const auto load_all = [&](auto words) {
+    with_words(total_layout_, [&](auto words) {
       load(words, begin, first, false);
       load(words, first, last, true);
       load(words, last, end, false);
-    };
-    if (kPaired && total_layout_.words == kGroup / 2) {
-      load_all(std::integral_constant<int, kPaired ? kGroup / 2 : kGroup>{});
-    } else {
-      load_all(std::integral_constant<int, kGroup>{});
-    }
+    });
   }
 
   // For every tap h^T total, over the rows of a chunk's own frames.

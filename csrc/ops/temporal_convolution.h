@@ -50,8 +50,8 @@ TemporalConvolutionBackward check_temporal_convolution_backward(
     const std::optional<at::Tensor>& mean_gradient, const std::optional<at::Tensor>& variance_gradient,
     bool with_x_gradient);
 
-// y, and the mean and biased variance (S, C_out) of y before it is rounded; these are (0,) unless asked for, and 0 where
-// there are no values.
+// y, and the mean and biased variance (S, C_out) of y before it is rounded; these are (0,) unless asked for, and 0
+// where there are no values.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> temporal_convolution_direct(const TemporalConvolution& arguments);
 
 // Gradients of x ((0,) unless asked for), scale and shift ((0,) where there are none), weight and bias.

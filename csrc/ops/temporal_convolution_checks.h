@@ -1,4 +1,4 @@
-// What may go wrong with the sizes that temporal_convolution gets; shared by the operators of both devices, so no torch.
+// What may go wrong with the sizes that temporal_convolution gets. Shared by the operators of both devices: no torch.
 #pragma once
 
 #include <cstdint>
