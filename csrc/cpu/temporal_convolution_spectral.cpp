@@ -37,10 +37,17 @@ constexpr int64_t padded(int64_t channels) {
   return (channels + kStep - 1) / kStep * kStep;
 }
 
-// Rows of slots whose length is a power of 2 would meet in few sets of a cache.
+// Memory that is read at steps of a power of 2 meets in few sets of a cache: rows are longer than their channels, ...
 template <typename A>
 constexpr int64_t row_stride(int64_t channels) {
   return padded<A>(channels) + 2 * Vec<A>::size();
+}
+
+// ... and slots an odd number of cache lines.
+template <typename X>
+constexpr int64_t odd_lines(int64_t numbers) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(X));
+  return ((numbers + kLine - 1) / kLine | 1) * kLine;
 }
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -148,9 +155,10 @@ class Points {
     with_block(frequency_block_, all_blocks);
   }
 
-  // The products of a row, (products, columns) with `stride` columns, are combined in place: real and imaginary part of
-  // a frequency take the place of its first two products.
-  void combine(int64_t columns, const A* products, int64_t product_stride, A* spectrum, int64_t stride) const {
+  // The products of a row, (products, columns), become its spectrum: the constant, then real and (negated) imaginary part
+  // of each frequency. Those `next` numbers on will be wanted soon.
+  void combine(int64_t columns, const A* products, int64_t product_stride, int64_t next, A* spectrum,
+               int64_t stride) const {
     for (int64_t column = 0; column < columns; column += Vec<A>::size()) {
       (Vec<A>::loadu(products + column) * Vec<A>(inverse_length_)).store(spectrum + column);
     }
@@ -158,6 +166,9 @@ class Points {
       const A* of_frequency = products + (1 + 3 * f) * product_stride;
       A* out = spectrum + (1 + 2 * f) * stride;
       for (int64_t column = 0; column < columns; column += Vec<A>::size()) {
+        for (int64_t i = 0; i < 3; ++i) {
+          __builtin_prefetch(of_frequency + i * product_stride + next + column);
+        }
         const Vec<A> real = Vec<A>::loadu(of_frequency + column);
         const Vec<A> imaginary = Vec<A>::loadu(of_frequency + product_stride + column);
         const Vec<A> both = Vec<A>::loadu(of_frequency + 2 * product_stride + column);
@@ -292,36 +303,73 @@ class Points {
   std::vector<A> interpolation_;  // (blocks of pairs, frequencies, [cosines, sines], pairs of a block), times 2 / length
 };
 
-// What evaluate() calls to put two registers away: into a row of each slot, ...
-template <typename X, typename A>
+// Two registers rounded to bfloat16, those of the first before those of the second. ByHardware is std::true_type inside
+// of functions for CPUs with bfloat16 arithmetic, where it takes one instruction.
+#ifdef CPU_CAPABILITY_AVX512
+template <typename ByHardware>
+inline Vec<at::BFloat16> round_two(const Vec<float>& first, const Vec<float>& second) {
+  return at::vec::convert_from_float<at::BFloat16>(first, second);
+}
+
+template <>
+__attribute__((target("avx512bf16"))) inline Vec<at::BFloat16> round_two<std::true_type>(const Vec<float>& first,
+                                                                      const Vec<float>& second) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+}
+
+// Numbers of the first half and the second half in turns.
+inline Vec<at::BFloat16> interleave_halves(const Vec<at::BFloat16>& values) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(order, values);
+}
+#else
+template <typename ByHardware>
+inline Vec<at::BFloat16> round_two(const Vec<float>& first, const Vec<float>& second) {
+  return at::vec::convert_from_float<at::BFloat16>(first, second);
+}
+
+inline Vec<at::BFloat16> interleave_halves(const Vec<at::BFloat16>& values) {
+#ifdef CPU_CAPABILITY_AVX2
+  const __m256i by_lanes = _mm256_permute4x64_epi64(values, 0xd8);
+  return _mm256_unpacklo_epi16(by_lanes, _mm256_srli_si256(by_lanes, 8));
+#else
+  constexpr int64_t kHalf = Vec<at::BFloat16>::size() / 2;
+  at::BFloat16 numbers[2 * kHalf], out[2 * kHalf];
+  values.store(numbers);
+  for (int64_t i = 0; i < kHalf; ++i) {
+    out[2 * i] = numbers[i];
+    out[2 * i + 1] = numbers[kHalf + i];
+  }
+  return Vec<at::BFloat16>::loadu(out);
+#endif
+}
+#endif
+
+// What evaluate() calls to put two registers away: one after the other into a row of each slot, ...
+template <typename X, typename A, typename ByHardware>
 struct ToRow {
   X* slots;
   int64_t slot_size;
   void operator()(int64_t slot, int64_t column, const Vec<A>& first, const Vec<A>& second) const {
     X* to = slots + slot * slot_size + column;
     if constexpr (std::is_same_v<X, at::BFloat16>) {
-      at::vec::convert_from_float<at::BFloat16>(first, second).store(to);
+      round_two<ByHardware>(first, second).store(to);
     } else {
       store(Two<A>{first, second}, to);
     }
   }
 };
 
-// ... or, with values of two rows in the registers, into both of a right factor (for bfloat16: in pairs) ...
-template <typename X, typename A>
+// ... or into two rows of a right factor (for bfloat16: in pairs), ...
+template <typename X, typename A, typename ByHardware>
 struct ToRowPair {
-  X* slots;  // for bfloat16 the pair
+  X* slots;
   int64_t slot_size;
   int64_t stride;  // between rows
   void operator()(int64_t slot, int64_t column, const Vec<A>& first, const Vec<A>& second) const {
     if constexpr (std::is_same_v<X, at::BFloat16>) {
-      X* to = slots + slot * slot_size + 2 * column;
-      alignas(64) X rows[2 * Vec<A>::size()];
-      at::vec::convert_from_float<at::BFloat16>(first, second).store(rows);
-      for (int64_t i = 0; i < Vec<A>::size(); ++i) {
-        to[2 * i] = rows[i];
-        to[2 * i + 1] = rows[Vec<A>::size() + i];
-      }
+      interleave_halves(round_two<ByHardware>(first, second)).store(slots + slot * slot_size + 2 * column);
     } else {
       first.store(slots + slot * slot_size + column);
       second.store(slots + slot * slot_size + stride + column);
@@ -329,27 +377,59 @@ struct ToRowPair {
   }
 };
 
-// ... or in pairs and also one by one.
-template <typename A>
+// ... or, bfloat16, into two rows of a right factor and two of a left one.
+template <typename ByHardware>
 struct ToRowPairAndRows {
   at::BFloat16* pairs;
-  int64_t pair_slot_size;
   at::BFloat16* rows;
-  int64_t row_slot_size;
+  int64_t slot_size;  // of both
   int64_t stride;
-  void operator()(int64_t slot, int64_t column, const Vec<A>& first, const Vec<A>& second) const {
-    alignas(64) at::BFloat16 values[2 * Vec<A>::size()];
-    at::vec::convert_from_float<at::BFloat16>(first, second).store(values);
-    at::BFloat16* to = rows + slot * row_slot_size + column;
-    std::memcpy(to, values, Vec<A>::size() * sizeof(at::BFloat16));
-    std::memcpy(to + stride, values + Vec<A>::size(), Vec<A>::size() * sizeof(at::BFloat16));
-    at::BFloat16* pair = pairs + slot * pair_slot_size + 2 * column;
-    for (int64_t i = 0; i < Vec<A>::size(); ++i) {
-      pair[2 * i] = values[i];
-      pair[2 * i + 1] = values[Vec<A>::size() + i];
-    }
+  void operator()(int64_t slot, int64_t column, const Vec<float>& first, const Vec<float>& second) const {
+    const Vec<at::BFloat16> rounded = round_two<ByHardware>(first, second);
+    interleave_halves(rounded).store(pairs + slot * slot_size + 2 * column);
+    at::BFloat16* to = rows + slot * slot_size + column;
+#if defined(CPU_CAPABILITY_AVX512)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(rounded));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + stride), _mm512_extracti64x4_epi64(rounded, 1));
+#else
+    constexpr int64_t kHalf = Vec<float>::size();
+    at::BFloat16 numbers[2 * kHalf];
+    rounded.store(numbers);
+    std::memcpy(to, numbers, kHalf * sizeof(at::BFloat16));
+    std::memcpy(to + stride, numbers + kHalf, kHalf * sizeof(at::BFloat16));
+#endif
   }
 };
+
+// points.evaluate(..., store(by_hardware)), by hardware where values are rounded and the CPU can.
+template <typename A, typename StoreOf>
+__attribute__((flatten)) void evaluate_in_software(const Points<A>& points, int64_t columns, int64_t step,
+                                                   const A* first, const A* second, int64_t stride,
+                                                   const StoreOf& store_of) {
+  points.evaluate(columns, step, first, second, stride, store_of(std::false_type{}));
+}
+
+#ifdef CPU_CAPABILITY_AVX512
+template <typename A, typename StoreOf>
+__attribute__((target("avx512bf16"), flatten)) void evaluate_in_hardware(const Points<A>& points, int64_t columns,
+                                                                      int64_t step, const A* first, const A* second,
+                                                                      int64_t stride, const StoreOf& store_of) {
+  points.evaluate(columns, step, first, second, stride, store_of(std::true_type{}));
+}
+#endif
+
+template <typename X, typename A, typename StoreOf>
+void evaluate(const Points<A>& points, int64_t columns, int64_t step, const A* first, const A* second, int64_t stride,
+              const StoreOf& store_of) {
+#ifdef CPU_CAPABILITY_AVX512
+  if constexpr (std::is_same_v<X, at::BFloat16>) {
+    if (matrix_product_detail::has_bfloat16_arithmetic()) {
+      return evaluate_in_hardware(points, columns, step, first, second, stride, store_of);
+    }
+  }
+#endif
+  evaluate_in_software(points, columns, step, first, second, stride, store_of);
+}
 
 // Coefficients of channels with zeros up to whole pairs of registers; all 0 where there are none.
 template <typename A>
@@ -460,7 +540,7 @@ struct PackedWeights {
         rows(paired_rows(inner)),
         columns(backward ? p.in_channels : p.out_channels),
         width(padded<A>(columns)),
-        slot_size(rows * width) {}
+        slot_size(odd_lines<X>(rows * width)) {}
 
   int64_t panel_width(int64_t column) const { return std::min(kPanel, width - column); }
   // slots (rows, stride) = left (rows, inner) times a slot's right factor.
@@ -477,44 +557,49 @@ struct PackedWeights {
 template <typename X, typename A>
 void pack(const SpectralConvolution& p, bool backward, int64_t stream, int64_t first_part, int64_t last_part) {
   constexpr int64_t kLanes = Vec<A>::size();
+  constexpr int64_t kNumbers = std::is_same_v<X, at::BFloat16> ? 2 : 1;  // of a column that lie together
   const PackedWeights<X, A> layout(p, backward);
   const Points<A> taps(p.taps, p.plan.length);
   const A* weight = static_cast<const A*>(p.weight) + stream * p.out_channels * p.in_channels * p.taps;
-  const int64_t row_step = backward ? p.in_channels * p.taps : p.taps;
-  const int64_t column_step = backward ? p.taps : p.in_channels * p.taps;
   X* slots = static_cast<X*>(p.packed) + (stream - p.first_stream) * p.plan.products() * layout.slot_size;
-  const int64_t fold_size = taps.folded_rows() * kLanes;
-  std::vector<A> numbers(p.taps * kLanes), folded(2 * fold_size);
+  const int64_t fold_size = taps.folded_rows() * kLanes, row_size = p.taps * kLanes;
+  // The taps of a block of rows and columns, as vectors of columns (rows, taps, kLanes).
+  std::vector<A> by_inputs(kLanes * row_size), by_outputs(backward ? kLanes * row_size : 0), folded(2 * fold_size);
   for (int64_t part = first_part; part < last_part; ++part) {
     const int64_t column = part * kLanes, panel = column / kPanel * kPanel;
     const int64_t width = layout.panel_width(panel);
-    const int64_t count = std::clamp<int64_t>(layout.columns - column, 0, kLanes);
-    for (int64_t row = 0; row < layout.rows; row += 2) {
-      for (int64_t r = 0; r < 2; ++r) {
-        A* out = folded.data() + r * fold_size;
-        if (row + r >= layout.inner || count == 0) {
-          std::fill_n(out, fold_size, A(0));
-          continue;
-        }
-        const A* from = weight + (row + r) * row_step + column * column_step;
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-          for (int64_t k = 0; k < p.taps; ++k) {
-            numbers[k * kLanes + lane] = lane < count ? from[lane * column_step + k] : A(0);
+    for (int64_t block = 0; block < layout.rows; block += kLanes) {
+      const int64_t input = backward ? column : block, output = backward ? block : column;
+      const int64_t inputs = std::clamp<int64_t>(p.in_channels - input, 0, kLanes);
+      const int64_t outputs = std::clamp<int64_t>(p.out_channels - output, 0, kLanes);
+      if (inputs < kLanes || outputs < kLanes) {
+        std::fill(by_inputs.begin(), by_inputs.end(), A(0));
+      }
+      transpose_words<sizeof(A)>(outputs, inputs * p.taps, weight + (output * p.in_channels + input) * p.taps,
+                                 p.in_channels * p.taps, by_inputs.data(), kLanes);
+      for (int64_t k = 0; backward && k < p.taps; ++k) {
+        transpose_words<sizeof(A)>(kLanes, kLanes, by_inputs.data() + k * kLanes, row_size,
+                                   by_outputs.data() + k * kLanes, row_size);
+      }
+      const A* vectors = backward ? by_outputs.data() : by_inputs.data();
+      for (int64_t row = 0; row < std::min(kLanes, layout.rows - block); row += 2) {
+        for (int64_t r = 0; r < 2; ++r) {
+          const A* numbers = vectors + (row + r) * row_size;
+          A* out = folded.data() + r * fold_size;
+          // The taps come in the other order.
+          Vec<A>::loadu(numbers + taps.middle() * kLanes).store(out);
+          for (int64_t j = 0; j < taps.pairs(); ++j) {
+            const Vec<A> earlier = Vec<A>::loadu(numbers + taps.earlier(j) * kLanes);
+            const Vec<A> later = Vec<A>::loadu(numbers + taps.later(j) * kLanes);
+            (earlier + later).store(out + (1 + j) * kLanes);
+            (earlier - later).store(out + (1 + taps.pairs() + j) * kLanes);
           }
         }
-        // The taps come in the other order.
-        Vec<A>::loadu(numbers.data() + taps.middle() * kLanes).store(out);
-        for (int64_t j = 0; j < taps.pairs(); ++j) {
-          const Vec<A> earlier = Vec<A>::loadu(numbers.data() + taps.earlier(j) * kLanes);
-          const Vec<A> later = Vec<A>::loadu(numbers.data() + taps.later(j) * kLanes);
-          (earlier + later).store(out + (1 + j) * kLanes);
-          (earlier - later).store(out + (1 + taps.pairs() + j) * kLanes);
-        }
+        X* to = slots + panel * layout.rows + (block + row) * width + kNumbers * (column - panel);
+        evaluate<X>(taps, kLanes, kLanes, folded.data(), folded.data() + fold_size, kLanes, [&](auto by_hardware) {
+          return ToRowPair<X, A, decltype(by_hardware)>{to, layout.slot_size, width};
+        });
       }
-      constexpr int64_t kNumbers = std::is_same_v<X, at::BFloat16> ? 2 : 1;  // of a column that lie together
-      taps.evaluate(kLanes, kLanes, folded.data(), folded.data() + fold_size, kLanes,
-                    ToRowPair<X, A>{slots + panel * layout.rows + row * width + kNumbers * (column - panel),
-                                    layout.slot_size, width});
     }
   }
 }
@@ -566,8 +651,15 @@ class Chunks {
   const int64_t tiles_, in_stride_, out_stride_;
 };
 
-inline void release_matrix_tiles(bool is_bfloat16) {
-  if (is_bfloat16 && at::native::cpublas::could_pack(at::kBFloat16)) {
+// Whether products are the library's (matrix_product.h).
+template <typename X>
+bool has_matrix_tiles() {
+  return std::is_same_v<X, at::BFloat16> && at::native::cpublas::could_pack(at::kBFloat16);
+}
+
+template <typename X>
+void release_matrix_tiles() {
+  if (has_matrix_tiles<X>()) {
     at::native::cpublas::brgemm_release(/*is_vnni=*/true);
   }
 }
@@ -585,6 +677,8 @@ class Forward : Chunks<X, A> {
         window_(p.plan.window, p.plan.length),
         tile_(p.plan.tile, p.plan.length),
         weights_(p, false),
+        in_slot_(odd_lines<X>(p.chunk_rows * in_stride_)),
+        out_slot_(odd_lines<A>(p.chunk_rows * out_stride_)),
         scale_(p.in_channels),
         shift_(p.in_channels),
         bias_(p.out_channels),
@@ -593,8 +687,8 @@ class Forward : Chunks<X, A> {
         pivot_(p.out_channels),
         sum_(p.out_channels),
         square_sum_(p.out_channels),
-        signal_(p.plan.products() * p.chunk_rows * in_stride_),
-        results_(p.plan.products() * p.chunk_rows * out_stride_),
+        signal_(p.plan.products() * in_slot_),
+        results_(p.plan.products() * out_slot_),
         folded_(window_.folded_rows() * kColumnsAtATime),
         spectrum_(tile_.spectrum_rows() * kColumnsAtATime),
         values_(p.plan.tile * kColumnsAtATime) {}
@@ -610,18 +704,17 @@ class Forward : Chunks<X, A> {
 
   void run(int64_t chunk) {
     const int64_t rows = this->rows_of(chunk), first = chunk * p_.chunk_rows;
-    const int64_t in_slot = p_.chunk_rows * in_stride_, out_slot = p_.chunk_rows * out_stride_;
     for (int64_t row = 0; row < rows; ++row) {
-      transform(this->find_row(first + row), row, in_slot);
+      transform(this->find_row(first + row), row);
     }
     const X* packed = static_cast<const X*>(p_.packed) +
                       (stream_ - p_.first_stream) * p_.plan.products() * weights_.slot_size;
     for (int64_t slot = 0; slot < p_.plan.products(); ++slot) {
-      weights_.multiply_left(rows, signal_.data() + slot * in_slot, in_stride_, packed + slot * weights_.slot_size,
-                             results_.data() + slot * out_slot, out_stride_);
+      weights_.multiply_left(rows, signal_.data() + slot * in_slot_, in_stride_, packed + slot * weights_.slot_size,
+                             results_.data() + slot * out_slot_, out_stride_);
     }
     for (int64_t row = 0; row < rows; ++row) {
-      transform_back(this->find_row(first + row), row, out_slot);
+      transform_back(this->find_row(first + row), row);
     }
     if (p_.mean != nullptr) {
       finish_statistics(chunk);
@@ -629,22 +722,24 @@ class Forward : Chunks<X, A> {
   }
 
  private:
-  void transform(const Row& row, int64_t index, int64_t slot_size) {
+  void transform(const Row& row, int64_t index) {
     for (int64_t column = 0; column < p_.in_channels; column += kColumnsAtATime) {
       const int64_t columns = std::min(kColumnsAtATime, p_.in_channels - column);
       this->fold_signal(window_, stream_, row, row.frame - p_.plan.before(), column, columns, scale_.data(),
                         shift_.data(), folded_.data());
-      window_.evaluate(padded<A>(columns), 2 * Vec<A>::size(), folded_.data(), folded_.data() + Vec<A>::size(),
-                       kColumnsAtATime, ToRow<X, A>{signal_.data() + index * in_stride_ + column, slot_size});
+      X* to = signal_.data() + index * in_stride_ + column;
+      evaluate<X>(window_, padded<A>(columns), 2 * Vec<A>::size(), folded_.data(), folded_.data() + Vec<A>::size(),
+                  kColumnsAtATime,
+                  [&](auto by_hardware) { return ToRow<X, A, decltype(by_hardware)>{to, in_slot_}; });
     }
   }
 
-  void transform_back(const Row& row, int64_t index, int64_t slot_size) {
+  void transform_back(const Row& row, int64_t index) {
     for (int64_t column = 0; column < p_.out_channels; column += kColumnsAtATime) {
       const int64_t columns = std::min(kColumnsAtATime, p_.out_channels - column);
       const int64_t width = padded<A>(columns);
-      tile_.combine(width, results_.data() + index * out_stride_ + column, slot_size, spectrum_.data(),
-                    kColumnsAtATime);
+      tile_.combine(width, results_.data() + index * out_stride_ + column, out_slot_, out_stride_,
+                    spectrum_.data(), kColumnsAtATime);
       tile_.interpolate(width, spectrum_.data(), kColumnsAtATime, false, values_.data(), kColumnsAtATime);
       const int64_t frames = this->frames_of(row);
       if (p_.mean != nullptr) {
@@ -729,6 +824,7 @@ class Forward : Chunks<X, A> {
   const SpectralForward& p_;
   const Points<A> window_, tile_;
   const PackedWeights<X, A> weights_;
+  const int64_t in_slot_, out_slot_;
   int64_t stream_ = 0;
   Coefficients<A> scale_, shift_, bias_, output_scale_, output_shift_, pivot_, sum_, square_sum_;
   Workspace<X> signal_;                      // (products, rows, channels)
@@ -753,8 +849,9 @@ class Backward : Chunks<X, A> {
         taps_(p.taps, p.plan.length),
         weights_(p, true),
         rows_(paired_rows(p.chunk_rows)),
-        in_slot_(rows_ * in_stride_),
-        out_slot_(rows_ * out_stride_),
+        in_slot_(odd_lines<A>(rows_ * in_stride_)),
+        out_slot_(odd_lines<X>(rows_ * out_stride_)),
+        weight_slot_(odd_lines<A>(p.in_channels * padded<A>(p.out_channels))),
         transposed_stride_(rows_ + 64 / static_cast<int64_t>(sizeof(X))),
         with_signal_gradient_(p.x_gradient != nullptr || p.scale_sums != nullptr),
         scale_(p.in_channels),
@@ -769,7 +866,7 @@ class Backward : Chunks<X, A> {
         total_(kPaired ? p.plan.products() * out_slot_ : 0),
         total_as_right_(p.plan.products() * out_slot_),
         transposed_(p.in_channels * transposed_stride_),
-        weight_sums_(p.plan.products() * p.in_channels * weight_stride()),
+        weight_sums_(p.plan.products() * weight_slot_),
         folded_(2 * std::max(window_.folded_rows(), tile_.folded_rows()) * kColumnsAtATime),
         spectrum_(tile_.spectrum_rows() * kColumnsAtATime),
         values_(p.plan.tile * kColumnsAtATime) {}
@@ -820,8 +917,8 @@ class Backward : Chunks<X, A> {
     for (int64_t column = 0; column < p_.out_channels; column += kColumns) {
       const int64_t count = std::min(kColumns, p_.out_channels - column);
       for (int64_t row = 0; row < p_.in_channels; ++row) {
-        taps_.combine(kColumns, weight_sums_.data() + row * weight_stride() + column,
-                      p_.in_channels * weight_stride(), spectrum.data(), kColumns);
+        taps_.combine(kColumns, weight_sums_.data() + weight_offset(row, column), weight_slot_, panel_width(column),
+                      spectrum.data(), kColumns);
         taps_.interpolate(kColumns, spectrum.data(), kColumns, false, values.data(), kColumns);
         for (int64_t lane = 0; lane < count; ++lane) {
           A* out = gradient + ((column + lane) * p_.in_channels + row) * p_.taps;
@@ -834,7 +931,13 @@ class Backward : Chunks<X, A> {
   }
 
  private:
-  int64_t weight_stride() const { return padded<A>(p_.out_channels); }
+  // Sums for the weights are in panels of columns, too, (in_channels, width) each.
+  int64_t panel_width(int64_t column) const {
+    return std::min(kPanel, padded<A>(p_.out_channels) - column / kPanel * kPanel);
+  }
+  int64_t weight_offset(int64_t row, int64_t column) const {
+    return column / kPanel * kPanel * p_.in_channels + row * panel_width(column) + column % kPanel;
+  }
 
   static void clear(Coefficients<A>& values) {
     for (int64_t i = 0; i < values.size(); ++i) {
@@ -889,9 +992,11 @@ class Backward : Chunks<X, A> {
         this->fold_signal(tile_, stream_, at, at.frame, column, columns, scale_.data(), shift_.data(),
                           folded_.data() + i * fold_size);
       }
-      tile_.evaluate(padded<A>(columns), Vec<A>::size(), folded_.data(), second, kColumnsAtATime,
-                     ToRowPair<X, A>{signal(0) + index * in_stride_ + kNumbers * column, signal(1) - signal(0),
-                                     in_stride_});
+      X* to = signal(0) + index * in_stride_ + kNumbers * column;
+      evaluate<X>(tile_, padded<A>(columns), Vec<A>::size(), folded_.data(), second, kColumnsAtATime,
+                  [&](auto by_hardware) {
+                    return ToRowPair<X, A, decltype(by_hardware)>{to, signal(1) - signal(0), in_stride_};
+                  });
     }
     for (int64_t column = 0; column < p_.out_channels; column += kColumnsAtATime) {
       const int64_t columns = std::min(kColumnsAtATime, p_.out_channels - column);
@@ -899,14 +1004,15 @@ class Backward : Chunks<X, A> {
         fold_total(this->find_row(row + i), column, columns, folded_.data() + i * fold_size);
       }
       X* right = total_as_right_.data() + index * out_stride_ + kNumbers * column;
-      if constexpr (kPaired) {
-        window_.evaluate(padded<A>(columns), Vec<A>::size(), folded_.data(), second, kColumnsAtATime,
-                         ToRowPairAndRows<A>{right, out_slot_, total_.data() + index * out_stride_ + column, out_slot_,
-                                             out_stride_});
-      } else {
-        window_.evaluate(padded<A>(columns), Vec<A>::size(), folded_.data(), second, kColumnsAtATime,
-                         ToRowPair<X, A>{right, out_slot_, out_stride_});
-      }
+      X* left = total_.data() + index * out_stride_ + column;
+      evaluate<X>(window_, padded<A>(columns), Vec<A>::size(), folded_.data(), second, kColumnsAtATime,
+                  [&](auto by_hardware) {
+                    if constexpr (kPaired) {
+                      return ToRowPairAndRows<decltype(by_hardware)>{right, left, out_slot_, out_stride_};
+                    } else {
+                      return ToRowPair<X, A, decltype(by_hardware)>{right, out_slot_, out_stride_};
+                    }
+                  });
     }
   }
 
@@ -916,12 +1022,29 @@ class Backward : Chunks<X, A> {
     // In pairs of rows a word is two numbers of a column.
     transpose_words<kNumbers * sizeof(X)>(divide_up(rows, kNumbers), p_.in_channels, signal(slot), in_stride_,
                                           transposed_.data(), transposed_stride_ / kNumbers);
-    A* sums = weight_sums_.data() + slot * p_.in_channels * weight_stride();
-    multiply(p_.in_channels, weight_stride(), rows, transposed_.data(), transposed_stride_, right, out_stride_, sums,
-             weight_stride(), !is_first_chunk_);
+    add_products(rows, right, weight_sums_.data() + slot * weight_slot_);
     if (with_signal_gradient_) {
       weights_.multiply_left(rows, kPaired ? total_.data() + slot * out_slot_ : right, out_stride_, packed,
                              gradients(slot), in_stride_);
+    }
+  }
+
+  // The sums are too many for a cache near by, and a block of products is ready before they would come.
+  void add_products(int64_t rows, const X* right, A* sums) {
+    const int64_t rows_at_a_time = has_matrix_tiles<X>() ? p_.in_channels : matrix_product_detail::kRowBlock;
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(A));
+    for (int64_t column = 0; column < padded<A>(p_.out_channels); column += kPanel) {
+      const int64_t width = panel_width(column);
+      A* panel = sums + column * p_.in_channels;
+      for (int64_t row = 0; row < p_.in_channels; row += rows_at_a_time) {
+        const A* ahead = panel + (row + 2 * rows_at_a_time) * width;
+        for (int64_t i = 0; !is_first_chunk_ && i < matrix_product_detail::kRowBlock * width; i += kLine) {
+          __builtin_prefetch(ahead + i, 1);
+        }
+        multiply(std::min(rows_at_a_time, p_.in_channels - row), width, rows, transposed_.data() + row * transposed_stride_,
+                 transposed_stride_, right + kNumbers * column, out_stride_, panel + row * width, width,
+                 !is_first_chunk_);
+      }
     }
   }
 
@@ -929,8 +1052,8 @@ class Backward : Chunks<X, A> {
     for (int64_t column = 0; column < p_.in_channels; column += kColumnsAtATime) {
       const int64_t columns = std::min(kColumnsAtATime, p_.in_channels - column);
       const int64_t width = padded<A>(columns);
-      tile_.combine(width, gradients(0) + index * in_stride_ + column, gradients(1) - gradients(0), spectrum_.data(),
-                    kColumnsAtATime);
+      tile_.combine(width, gradients(0) + index * in_stride_ + column, gradients(1) - gradients(0), in_stride_,
+                    spectrum_.data(), kColumnsAtATime);
       tile_.interpolate(width, spectrum_.data(), kColumnsAtATime, true, values_.data(), kColumnsAtATime);
       const int64_t frames = this->frames_of(row);
       if (p_.scale != nullptr) {
@@ -975,7 +1098,7 @@ class Backward : Chunks<X, A> {
   const SpectralBackward& p_;
   const Points<A> window_, tile_, taps_;
   const PackedWeights<X, A> weights_;
-  const int64_t rows_, in_slot_, out_slot_, transposed_stride_;
+  const int64_t rows_, in_slot_, out_slot_, weight_slot_, transposed_stride_;
   const bool with_signal_gradient_;
   int64_t stream_ = 0;
   bool is_first_chunk_ = true;
@@ -1033,7 +1156,7 @@ void spectral_forward(const SpectralForward& parameters, int64_t begin, int64_t 
       }
       forward.run(item % parameters.chunks);
     }
-    release_matrix_tiles(std::is_same_v<X, at::BFloat16>);
+    release_matrix_tiles<X>();
   });
 }
 
@@ -1050,7 +1173,7 @@ void spectral_backward(const SpectralBackward& parameters, int64_t begin, int64_
         backward.finish_weights(static_cast<A*>(weight_gradients[stream]));
       }
     }
-    release_matrix_tiles(std::is_same_v<X, at::BFloat16>);
+    release_matrix_tiles<X>();
   });
 }
 
