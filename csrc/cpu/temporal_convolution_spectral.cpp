@@ -80,6 +80,15 @@ inline Two<A> load(const X* from, int64_t count) {
   return count >= 2 * Vec<A>::size() ? load_two<A>(from) : load_part<A>(from, count);
 }
 
+// The rows of a chunk go through many frames at once, too many places for the hardware to notice.
+template <typename A, typename X>
+inline void fetch_ahead(const X* from) {
+  constexpr int64_t kAhead = 512, kLine = 64 / static_cast<int64_t>(sizeof(X));
+  for (int64_t i = 0; i < 2 * Vec<A>::size(); i += kLine) {
+    __builtin_prefetch(from + kAhead + i);
+  }
+}
+
 template <typename A>
 inline void store(const Two<A>& values, A* to) {
   values.first.store(to);
@@ -303,20 +312,22 @@ class Points {
   std::vector<A> interpolation_;  // (blocks of pairs, frequencies, [cosines, sines], pairs of a block), times 2 / length
 };
 
-// Two registers rounded to bfloat16, those of the first before those of the second. ByHardware is std::true_type inside
-// of functions for CPUs with bfloat16 arithmetic, where it takes one instruction.
-#ifdef CPU_CAPABILITY_AVX512
+// Two registers rounded to bfloat16, those of the first before those of the second. ByHardware is std::true_type on CPUs
+// with bfloat16 arithmetic, where it takes one instruction.
 template <typename ByHardware>
 inline Vec<at::BFloat16> round_two(const Vec<float>& first, const Vec<float>& second) {
+#ifdef CPU_CAPABILITY_AVX512
+  if constexpr (ByHardware::value) {
+    // Its intrinsic could not be inlined into functions that are compiled for every CPU with AVX-512.
+    __m512i rounded;
+    asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(rounded) : "v"(static_cast<__m512>(second)), "v"(static_cast<__m512>(first)));
+    return rounded;
+  }
+#endif
   return at::vec::convert_from_float<at::BFloat16>(first, second);
 }
 
-template <>
-__attribute__((target("avx512bf16"))) inline Vec<at::BFloat16> round_two<std::true_type>(const Vec<float>& first,
-                                                                      const Vec<float>& second) {
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
-}
-
+#ifdef CPU_CAPABILITY_AVX512
 // Numbers of the first half and the second half in turns.
 inline Vec<at::BFloat16> interleave_halves(const Vec<at::BFloat16>& values) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
@@ -324,11 +335,6 @@ inline Vec<at::BFloat16> interleave_halves(const Vec<at::BFloat16>& values) {
   return _mm512_permutexvar_epi16(order, values);
 }
 #else
-template <typename ByHardware>
-inline Vec<at::BFloat16> round_two(const Vec<float>& first, const Vec<float>& second) {
-  return at::vec::convert_from_float<at::BFloat16>(first, second);
-}
-
 inline Vec<at::BFloat16> interleave_halves(const Vec<at::BFloat16>& values) {
 #ifdef CPU_CAPABILITY_AVX2
   const __m256i by_lanes = _mm256_permute4x64_epi64(values, 0xd8);
@@ -401,34 +407,16 @@ struct ToRowPairAndRows {
   }
 };
 
-// points.evaluate(..., store(by_hardware)), by hardware where values are rounded and the CPU can.
-template <typename A, typename StoreOf>
-__attribute__((flatten)) void evaluate_in_software(const Points<A>& points, int64_t columns, int64_t step,
-                                                   const A* first, const A* second, int64_t stride,
-                                                   const StoreOf& store_of) {
-  points.evaluate(columns, step, first, second, stride, store_of(std::false_type{}));
-}
-
-#ifdef CPU_CAPABILITY_AVX512
-template <typename A, typename StoreOf>
-__attribute__((target("avx512bf16"), flatten)) void evaluate_in_hardware(const Points<A>& points, int64_t columns,
-                                                                      int64_t step, const A* first, const A* second,
-                                                                      int64_t stride, const StoreOf& store_of) {
-  points.evaluate(columns, step, first, second, stride, store_of(std::true_type{}));
-}
-#endif
-
+// points.evaluate(..., store_of(by_hardware)), by hardware where values are rounded and the CPU can.
 template <typename X, typename A, typename StoreOf>
 void evaluate(const Points<A>& points, int64_t columns, int64_t step, const A* first, const A* second, int64_t stride,
               const StoreOf& store_of) {
 #ifdef CPU_CAPABILITY_AVX512
-  if constexpr (std::is_same_v<X, at::BFloat16>) {
-    if (matrix_product_detail::has_bfloat16_arithmetic()) {
-      return evaluate_in_hardware(points, columns, step, first, second, stride, store_of);
-    }
+  if (std::is_same_v<X, at::BFloat16> && matrix_product_detail::has_bfloat16_arithmetic()) {
+    return points.evaluate(columns, step, first, second, stride, store_of(std::true_type{}));
   }
 #endif
-  evaluate_in_software(points, columns, step, first, second, stride, store_of);
+  points.evaluate(columns, step, first, second, stride, store_of(std::false_type{}));
 }
 
 // Coefficients of channels with zeros up to whole pairs of registers; all 0 where there are none.
@@ -457,6 +445,7 @@ struct SignalFrame {
   const A* scale;
   const A* shift;
   Two<A> at(int64_t column, int64_t count) const {
+    fetch_ahead<A>(x + column);
     const Two<A> values = load<A>(x + column, count);
     if constexpr (!kActivated) {
       return values;
@@ -478,9 +467,11 @@ struct TotalFrame {
   const A* factor;
   const A* mean;
   Two<A> at(int64_t column, int64_t count) const {
+    fetch_ahead<A>(y_gradient + column);
     const Two<A> gradient = load<A>(y_gradient + column, count), summand = load_two<A>(constant + column);
     Two<A> sum{gradient.first + summand.first, gradient.second + summand.second};
     if constexpr (kWithY) {
+      fetch_ahead<A>(y + column);
       const Two<A> values = load<A>(y + column, count), centre = load_two<A>(mean + column),
                    slope = load_two<A>(factor + column);
       sum.first = at::vec::fmadd(slope.first, values.first - centre.first, sum.first);
@@ -1082,6 +1073,7 @@ class Backward : Chunks<X, A> {
       return scale * masked;
     };
     for (int64_t frame = 0; frame < frames; ++frame, x += p_.joints * p_.in_channels, values += kColumnsAtATime) {
+      fetch_ahead<A>(x);
       const Two<A> given = load<A>(x, count), gradient = load_two<A>(values);
       store(Two<A>{one(given.first, scale.first, shift.first, scale_sum.first, shift_sum.first, gradient.first),
                    one(given.second, scale.second, shift.second, scale_sum.second, shift_sum.second, gradient.second)},
