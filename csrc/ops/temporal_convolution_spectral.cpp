@@ -43,17 +43,15 @@ void set_parameters(const TemporalConvolution& arguments, cpu::SpectralConvoluti
   parameters.weight = arguments.weight.const_data_ptr();
 }
 
-// Chunks of equal size whose slots take some MB, as many rows at a time as matrix_product.h likes, and enough of them for
-// all threads.
+// Chunks of equal size whose slots take a few MB at most, and enough of them for all threads.
 void cut_into_chunks(int64_t streams, int64_t channels, cpu::SpectralConvolution& parameters) {
-  constexpr int64_t kMostNumbers = 5 << 18, kMostRows = 192, kFewestRows = 24, kRowBlock = 6;
+  constexpr int64_t kMostNumbers = 3 << 18, kMostRows = 60, kFewestRows = 24, kRowBlock = 6;
   const int64_t numbers_of_row = parameters.plan.products() * channels;
   const int64_t most = std::clamp(kMostNumbers / numbers_of_row, kFewestRows, kMostRows);
   const int64_t for_threads = divide_up(streams * parameters.rows, 2 * at::get_num_threads());
-  const int64_t rows = std::max<int64_t>(std::min(most, std::max(for_threads, kFewestRows)), 1);
-  const int64_t chunks = std::max<int64_t>(divide_up(parameters.rows, rows), 1);
-  const int64_t even = std::max<int64_t>(divide_up(parameters.rows, chunks), 1);
-  parameters.chunk_rows = std::min(divide_up(even, kRowBlock) * kRowBlock, std::max<int64_t>(parameters.rows, 1));
+  const int64_t chunks = divide_up(parameters.rows, std::min(most, std::max(for_threads, kFewestRows)));
+  const int64_t even = divide_up(parameters.rows, std::max<int64_t>(chunks, 1));
+  parameters.chunk_rows = std::max<int64_t>(std::min(divide_up(even, kRowBlock) * kRowBlock, parameters.rows), 1);
   parameters.chunks = divide_up(parameters.rows, parameters.chunk_rows);
 }
 
