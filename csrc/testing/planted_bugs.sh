@@ -25,6 +25,7 @@ plant() {
 try() {
   local operator=$1 name=$1-$2 mode=$3 program=$4
   local kernel=$here/../cuda/$operator.cu folder=$build/planted/$name
+  [ -e "$kernel" ] || kernel=$here/../cuda/$operator.h
   mkdir -p "$folder"
   sed "$program" "$kernel" >"$folder/kernel.cu"
   if cmp -s "$kernel" "$folder/kernel.cu"; then
@@ -82,6 +83,12 @@ plant pair_log_sum_exp neighbour-past-the-list asan 's/if (i + low >= topk) cont
 plant pair_log_sum_exp later-of-equal-slots plain 's/(value == largest \&\& is_earlier)/(value == largest \&\& !is_earlier)/'
 plant pair_log_sum_exp later-of-equal-neighbours plain 's/value_before(middle) >= value_of(here)/value_before(middle) > value_of(here)/'
 plant pair_log_sum_exp gradient-of-the-wrong-pair plain 's/: out < partner ? pair_of(tile.num_x, out, partner)/: out < partner ? pair_of(tile.num_x, partner, out)/'
+
+plant tile_product wrong-half-of-the-rows plain 's|lane / 16 \* 8) \* stride + lane / 8 % 2 \* 8|lane / 8 % 2 * 8) * stride + lane / 16 * 8|'
+plant tile_product past-the-depth asan 's/for (int k = 0; k < depth; k += 4)/for (int k = 0; k <= depth; k += 4)/'
+plant channel_statistics missing-barrier race '/^  __syncthreads();$/d'
+plant channel_statistics read-past-the-channels asan 's/const bool is_inside = .*/const bool is_inside = true;/'
+plant channel_statistics unweighted-means plain 's|share = other_count / sum;|share = 0.5;|'
 
 plant clip_views missing-barrier-before-stores race '/^      write(Modality::kAngularVelocity,/,/^    __syncthreads();/{/__syncthreads/d}'
 plant clip_views missing-barrier-after-angles race '/math::norm(math::cross(bone, before))/,/__syncthreads/{/__syncthreads/d}'
