@@ -37,7 +37,7 @@ ForwardPlan make_plan(const GraphConvolutionShape& shape, const GraphConvolution
   constexpr int kMostDepth = sizeof(T) == 2 ? 96 : 48, kVector = 16 / sizeof(T);
   ForwardPlan plan;
   plan.frames = FrameTiles::of(shape);
-  plan.chunks = DepthChunks::of(shape, kMostDepth);
+  plan.chunks = DepthChunks::of<T>(shape, kMostDepth);
   plan.input_steps = BoxSteps::of(shape.joints, plan.chunks.channels / kVector);
   plan.unit_steps = BoxSteps::of(shape.joints, plan.chunks.depth / 8);
   plan.weight_steps = weight_steps(plan.chunks);
@@ -222,15 +222,6 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
   }
 }
 
-bool is_aligned(const void* pointer, int64_t row_bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && row_bytes % 16 == 0;
-}
-
-bool is_possible(const GraphConvolutionShape& shape) {
-  return shape.joints <= kMaxGraphJoints && shape.partitions <= kMaxGraphPartitions && shape.stride >= 1 &&
-         shape.sequences * shape.out_frames() <= INT32_MAX - GraphTraits::kRows;
-}
-
 // Calls action(element, traits) for the tiles that suit the output channels.
 template <typename Action>
 auto dispatch(ElementType type, int out_channels, Action action) {
@@ -248,7 +239,7 @@ auto dispatch(ElementType type, int out_channels, Action action) {
 }  // namespace
 
 int graph_convolution_slots(const GraphConvolutionShape& shape, ElementType type, const GraphConvolutionDevice& device) {
-  if (!is_possible(shape) || shape.streams * shape.values_per_channel() * shape.out_channels == 0) return 0;
+  if (!is_possible(shape) || shape.streams * shape.values_per_channel() == 0) return 0;
   return dispatch(type, shape.out_channels, [&](auto element, auto traits) {
     return make_plan<decltype(element), decltype(traits)::kColumns>(shape, device).splits;
   });
@@ -258,7 +249,7 @@ cudaError_t graph_convolution(const GraphConvolutionOutput& output, const GraphC
                               const GraphConvolutionDevice& device, cudaStream_t stream) {
   const GraphConvolutionShape& shape = input.shape;
   if (!is_possible(shape) || input.type == ElementType::kDouble) return cudaErrorInvalidValue;
-  if (shape.streams * shape.values_per_channel() * shape.out_channels == 0) return cudaSuccess;
+  if (shape.streams * shape.values_per_channel() == 0) return cudaSuccess;
   return dispatch(input.type, shape.out_channels, [&](auto element, auto traits) {
     using T = decltype(element);
     using Traits = decltype(traits);

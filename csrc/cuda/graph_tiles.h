@@ -14,7 +14,7 @@ struct GraphTraits {
   static constexpr int kThreads = 256;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kRows = 128;           // of a tile; those after its last frame hold zeros
-  static constexpr int kSharedEdges = 2048;   // more are read from global memory each time
+  static constexpr int kSharedEdges = 1024;   // more are read from global memory each time
   static constexpr int kReservedBytes = 1024; // of shared memory, that each block takes besides its own
 };
 
@@ -31,6 +31,17 @@ struct SharedParts {
     return begin;
   }
 };
+
+// Whether rows of so many bytes can be read 16 bytes at a time.
+inline bool is_aligned(const void* pointer, int64_t row_bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && row_bytes % 16 == 0;
+}
+
+inline bool is_possible(const GraphConvolutionShape& shape) {
+  return shape.joints <= kMaxGraphJoints && shape.partitions >= 1 && shape.partitions <= kMaxGraphPartitions &&
+         shape.in_channels >= 1 && shape.out_channels >= 1 && shape.stride >= 1 &&
+         shape.sequences * shape.out_frames() <= INT32_MAX - GraphTraits::kRows;
+}
 
 // ---- eight neighbouring channels, aligned to 16 bytes
 
@@ -151,10 +162,11 @@ struct Graph {
 struct GraphParts {
   int edges, cell_begins, cell_weights;  // where in shared memory; edges -1: not there
 
-  static GraphParts of(const GraphConvolutionShape& shape, SharedParts& shared) {
+  static GraphParts of(const GraphConvolutionShape& shape, SharedParts& shared,
+                       int most_edges = GraphTraits::kSharedEdges) {
     const int cells = shape.joints * shape.partitions;
     GraphParts parts;
-    parts.edges = shape.edges <= GraphTraits::kSharedEdges ? shared.take(sizeof(GraphEdge) * shape.edges) : -1;
+    parts.edges = shape.edges <= most_edges ? shared.take(sizeof(GraphEdge) * shape.edges) : -1;
     parts.cell_begins = shared.take(sizeof(int) * (cells + 1));
     parts.cell_weights = shared.take(sizeof(float) * cells);
     return parts;
@@ -203,9 +215,12 @@ struct DepthChunks {
   int depth;            // columns, a multiple of 16; those after the last partition hold zeros
   int unit_reciprocal;  // unit * unit_reciprocal >> 16 is the partition of eight columns
 
-  // At most `most` columns where the partitions let it.
+  // At most `most` columns where the partitions let it, and at most 128 bytes of a row of x.
+  template <typename T>
   static DepthChunks of(const GraphConvolutionShape& shape, int most) {
-    const int padded = round_up(shape.in_channels, 8), fitting = most / shape.partitions / 8 * 8;
+    constexpr int kMostChannels = 128 / sizeof(T);
+    const int padded = round_up(shape.in_channels, 8), in_depth = most / shape.partitions / 8 * 8;
+    const int fitting = in_depth < kMostChannels ? in_depth : kMostChannels;
     DepthChunks chunks;
     chunks.count = divide_up(padded, fitting > 8 ? fitting : 8);
     chunks.channels = round_up(divide_up(padded, chunks.count), 8);
