@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/block_reduce.h"
+#include "cuda/partial_statistics.h"
 #include "cuda/tile_product.h"
 
 namespace ikem_fast::cuda {
@@ -114,17 +115,5 @@ class ColumnMoments {
 
   Moments kept_[kKept];
 };
-
-// Values of a channel in `slots` parts, of streams: count, mean and M2, (streams, slots, 3, channels).
-struct PartialStatistics {
-  const float* moments;
-  int64_t streams;
-  int slots;
-  int64_t channels;
-};
-
-// mean and variance (streams, channels), combined in double; both 0 where there are no values.
-cudaError_t combine_channel_statistics(float* mean, float* variance, const PartialStatistics& partial,
-                                       cudaStream_t stream);
 
 }  // namespace ikem_fast::cuda
