@@ -15,7 +15,7 @@ struct Moments {
 
 // Of two sets of values together (Chan, Golub, LeVeque).
 __device__ __forceinline__ Moments join(const Moments& a, const Moments& b) {
-  const float count = a.count + b.count, share = count > 0 ? b.count / count : 0.0f, difference = b.mean - a.mean;
+  const float count = a.count + b.count, share = count > 0 ? __fdividef(b.count, count) : 0.0f, difference = b.mean - a.mean;
   return {count, fmaf(difference, share, a.mean), fmaf(difference * difference, a.count * share, a.m2 + b.m2)};
 }
 
@@ -31,7 +31,7 @@ class ColumnMoments {
 #pragma unroll
       for (int half = 0; half < 2; ++half) count += 16 * i + accumulator_row(2 * half) < num_rows ? 1.0f : 0.0f;
     }
-    const float inverse = count > 0 ? 1.0f / count : 0.0f;
+    const float inverse = count > 0 ? __fdividef(1.0f, count) : 0.0f;
     float means[2 * kN], m2s[2 * kN];
 #pragma unroll
     for (int column = 0; column < 2 * kN; ++column) {
@@ -97,7 +97,7 @@ class ColumnMoments {
       constexpr int kLeft = kSplits ? kColumns / 2 : kColumns;
       const bool takes_second = kSplits && threadIdx.x % 32 & kBit;
       const float other_count = __shfl_xor_sync(kAllLanes, count, kBit);
-      const float both = count + other_count, share = both > 0 ? other_count / both : 0.0f, weight = count * share;
+      const float both = count + other_count, share = both > 0 ? __fdividef(other_count, both) : 0.0f, weight = count * share;
 #pragma unroll
       for (int k = 0; k < kLeft; ++k) {
         const int second = kSplits ? k + kLeft : k;

@@ -24,7 +24,7 @@ struct ForwardPlan {
   DepthChunks chunks;
   GraphParts graph;
   BoxSteps input_steps, unit_steps, weight_steps, output_steps;
-  int column_blocks, splits;
+  int unit_groups, column_blocks, splits;
   int u_stride, stage_stride, weight_stride;
   int bias, scale, x, u, weight;  // where in shared memory
   bool keeps_weight;              // of all chunks, in shared memory
@@ -40,6 +40,7 @@ ForwardPlan make_plan(const GraphConvolutionShape& shape, const GraphConvolution
   plan.chunks = DepthChunks::of<T>(shape, kMostDepth);
   plan.input_steps = BoxSteps::of(shape.joints, plan.chunks.channels / kVector);
   plan.unit_steps = BoxSteps::of(shape.joints, plan.chunks.depth / 8);
+  plan.unit_groups = frame_groups(shape.joints * plan.chunks.depth / 8, plan.frames.frames_per_tile);
   plan.weight_steps = weight_steps(plan.chunks);
   plan.output_steps = BoxSteps::of(shape.joints, kColumns / kVector);
   plan.column_blocks = divide_up(shape.out_channels, kColumns);
@@ -49,7 +50,7 @@ ForwardPlan make_plan(const GraphConvolutionShape& shape, const GraphConvolution
 
   SharedParts shared;
   plan.graph = GraphParts::of(shape, shared);
-  plan.bias = shared.take(sizeof(float) * shape.partitions * kColumns);
+  plan.bias = shared.take(sizeof(float) * shape.joints * kColumns);
   plan.scale = shared.take(sizeof(float) * 2 * kColumns);
   plan.x = shared.take(sizeof(T) * plan.frames.frames_per_tile * shape.joints * plan.chunks.channels);
   plan.u = shared.take(sizeof(T) * GraphTraits::kRows * tile_row);
@@ -84,23 +85,17 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
   const int warp = threadIdx.x / 32;
   const int warp_row = warp / Traits::kColumnWarps * 16 * kM, warp_column = warp % Traits::kColumnWarps * 8 * kN;
 
-  float* bias = reinterpret_cast<float*>(shared + plan.bias);  // (P, kColumns)
+  float* bias = reinterpret_cast<float*>(shared + plan.bias);  // (V, kColumns), of all of a joint's edges
   float* scale = reinterpret_cast<float*>(shared + plan.scale);
   float* shift = scale + kColumns;
   T* x = reinterpret_cast<T*>(shared + plan.x);
   T* u = reinterpret_cast<T*>(shared + plan.u);  // and the output, on its way
   T* weight = reinterpret_cast<T*>(shared + plan.weight);
 
-  const int input_first = plan.input_steps.packed_first(), unit_first = plan.unit_steps.packed_first();
+  const int input_first = plan.input_steps.packed_first();
   const int output_first = plan.output_steps.packed_first();
   if (split < plan.frames.tiles) {
     start_input(x, input, plan.frames, plan.chunks, plan.input_steps, input_first, aligned_input, s, split, 0);
-  }
-  for (int i = threadIdx.x; i < shape.partitions * kColumns; i += kThreads) {
-    const int column = i % kColumns;
-    bias[i] = column < columns ? input.bias[(s * shape.partitions + i / kColumns) * shape.out_channels + first_column +
-                                            column]
-                               : 0.0f;
   }
   for (int column = threadIdx.x; column < kColumns; column += kThreads) {
     const bool is_scaled = output.scale && column < columns;
@@ -115,6 +110,16 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
   }
   clear_rest(u, plan.u_stride, plan.frames.frames_per_tile * shape.joints);
   const Graph graph = load_graph(shared, plan.graph, input, s);
+  for (int i = threadIdx.x; i < shape.joints * kColumns; i += kThreads) {
+    const int joint = i / kColumns, column = i % kColumns;
+    float sum = 0;
+    for (int p = 0; p < shape.partitions && column < columns; ++p) {
+      sum = fmaf(graph.cell_weights[joint * shape.partitions + p],
+                 input.bias[(s * shape.partitions + p) * shape.out_channels + first_column + column], sum);
+    }
+    bias[i] = sum;
+  }
+  __syncthreads();
 
   uint32_t joints = 0;  // of the rows of this thread's accumulators, a byte each
 #pragma unroll
@@ -124,18 +129,15 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
   ColumnMoments<kM, kN> moments;
   for (int tile = split; tile < plan.frames.tiles; tile += plan.splits) {
     const int count = plan.frames.count(tile), rows = count * shape.joints;
-    Accumulators<kM, kN> sums = {};
-    for (int p = 0; p < shape.partitions; ++p) {
+    Accumulators<kM, kN> sums;
+#pragma unroll
+    for (int i = 0; i < 2 * kM; ++i) {
+      const float* of_joint = bias + (joints >> 8 * i & 255) * kColumns + warp_column + accumulator_column(0);
 #pragma unroll
       for (int j = 0; j < kN; ++j) {
-        const float2 two =
-            *reinterpret_cast<const float2*>(bias + p * kColumns + warp_column + 8 * j + accumulator_column(0));
-#pragma unroll
-        for (int i = 0; i < 2 * kM; ++i) {
-          const float cell_weight = graph.cell_weights[(joints >> 8 * i & 255) * shape.partitions + p];
-          sums[i / 2][j][2 * (i % 2)] = fmaf(cell_weight, two.x, sums[i / 2][j][2 * (i % 2)]);
-          sums[i / 2][j][2 * (i % 2) + 1] = fmaf(cell_weight, two.y, sums[i / 2][j][2 * (i % 2) + 1]);
-        }
+        const float2 two = *reinterpret_cast<const float2*>(of_joint + 8 * j);
+        sums[i / 2][j][2 * (i % 2)] = two.x;
+        sums[i / 2][j][2 * (i % 2) + 1] = two.y;
       }
     }
     for (int chunk = 0; chunk < plan.chunks.count; ++chunk) {
@@ -144,7 +146,7 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
       if (!plan.keeps_weight) {
         load_weight(weight, plan.weight_stride, input, plan.chunks, plan.weight_steps, s, chunk, first_column, kColumns);
       }
-      aggregate(u, plan.u_stride, x, graph, plan.chunks, plan.unit_steps, unit_first, plan.frames.frames_per_tile,
+      aggregate(u, plan.u_stride, x, graph, plan.chunks, plan.unit_steps, plan.unit_groups, plan.frames.frames_per_tile,
                 count);
       __syncthreads();
       // The next input comes in while this one is multiplied.

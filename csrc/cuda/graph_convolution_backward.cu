@@ -38,6 +38,7 @@ struct BackwardPlan {
   int chunk_groups;    // of Traits::kChunks chunks; a block of Part::kWeight takes one, the others have one
   int total_groups;    // of frames, for threads that make the same columns and joint of total
   int gather_groups;   // likewise for the same channels and joint of x
+  int unit_groups;     // likewise for the same columns and joint of what is gathered
   int splits;          // of the tiles
   int siblings;        // blocks of one stream and split
   int depth_parts;     // of a tile's rows, for the weight gradient
@@ -60,7 +61,7 @@ template <typename Traits>
 BackwardPlan make_plan(const GraphConvolutionShape& shape, const GraphConvolutionDevice& device, int most_columns,
                        bool is_lean) {
   using T = typename Traits::Element;
-  constexpr int kVector = 16 / sizeof(T), kThreads = GraphTraits::kThreads;
+  constexpr int kVector = 16 / sizeof(T);
   BackwardPlan plan;
   plan.frames = FrameTiles::of(shape);
   plan.chunks = DepthChunks::of<T>(shape, Traits::kDepth);
@@ -73,12 +74,9 @@ BackwardPlan make_plan(const GraphConvolutionShape& shape, const GraphConvolutio
   plan.depth_parts = items <= 2 ? 4 : items <= 4 ? 2 : 1;
 
   const int frames = plan.frames.frames_per_tile;
-  const auto groups = [&](int places) {
-    const int fitting = kThreads / places;
-    return fitting < 1 ? 1 : fitting < frames ? fitting : frames;
-  };
-  plan.total_groups = groups(shape.joints * plan.columns / 8);
-  plan.gather_groups = groups(shape.joints * plan.chunks.channels / 8);
+  plan.total_groups = frame_groups(shape.joints * plan.columns / 8, frames);
+  plan.gather_groups = frame_groups(shape.joints * plan.chunks.channels / 8, frames);
+  plan.unit_groups = frame_groups(shape.joints * Traits::kDepth / 8, frames);
   plan.input_steps = BoxSteps::of(shape.joints, plan.chunks.channels / kVector);
   plan.unit_steps = BoxSteps::of(shape.joints, Traits::kDepth / 8);
   plan.weight_steps = weight_steps(plan.chunks);
@@ -259,6 +257,7 @@ __device__ __forceinline__ void gather(T* x_gradient, float* edge_sums, const T*
   const GraphConvolutionShape& shape = graph.input->shape;
   const int count = plan.frames.count(tile), channels = plan.chunks.channels, units = channels / 8;
   for (Place place = plan.gather_steps.first(); place.frame < plan.gather_groups; plan.gather_steps.advance(place)) {
+#pragma unroll 1
     for (int frame = place.frame; frame < count; frame += plan.gather_groups) {
       float inputs[8], sums[8] = {};
       load_eight(inputs, x + (frame * shape.joints + place.joint) * channels + 8 * place.unit);
@@ -281,6 +280,7 @@ __device__ __forceinline__ void gather(T* x_gradient, float* edge_sums, const T*
       const int covered = shape.frames - in_frame < shape.stride ? shape.frames - in_frame : shape.stride;
       T* row = x_gradient +
                (plan.frames.source(shape, s, out_frame) * shape.joints + place.joint) * shape.in_channels + channel;
+#pragma unroll 1
       for (int k = 0; k < covered; ++k) {
         if (aligned) {
           if (channel < shape.in_channels) store_eight(row, sums);
@@ -294,6 +294,21 @@ __device__ __forceinline__ void gather(T* x_gradient, float* edge_sums, const T*
 #pragma unroll
         for (int c = 0; c < 8; ++c) sums[c] = 0;
       }
+    }
+  }
+}
+
+// The first `rows` rows of a warp's sums.
+template <typename T, int kM, int kN>
+__device__ __forceinline__ void store_sums(T* to, int stride, const Accumulators<kM, kN>& sums, int rows) {
+#pragma unroll
+  for (int j = 0; j < kN; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2 * kM; ++i) {
+      const int row = 16 * (i / 2) + accumulator_row(2 * (i % 2));
+      if (row >= rows) continue;
+      store_two(to + row * stride + 8 * j + accumulator_column(0), sums[i / 2][j][2 * (i % 2)],
+                sums[i / 2][j][2 * (i % 2) + 1]);
     }
   }
 }
@@ -338,6 +353,7 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
                             : plan.chunks.count;
   const bool total_fits = column_end - column_begin == 1;
   const int warp = threadIdx.x / 32;
+  const int used_rows = plan.frames.frames_per_tile * shape.joints;  // zeros after those
 
   float* offset = reinterpret_cast<float*>(shared + plan.coefficients);
   float* factor = offset + plan.columns * (column_end - column_begin);
@@ -371,8 +387,8 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
       }
     }
   }
-  clear_rest(total, plan.total_stride, plan.frames.frames_per_tile * shape.joints);
-  clear_rest(u, plan.u_stride, plan.frames.frames_per_tile * shape.joints);
+  clear_rest(total, plan.total_stride, used_rows);
+  clear_rest(u, plan.u_stride, used_rows);
   float* edge_sums = nullptr;
   float* joint_sums = nullptr;
   if constexpr (kWithInput) {
@@ -404,7 +420,7 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
   for (int tile = split; tile < plan.frames.tiles; tile += plan.splits) {
     const int count = plan.frames.count(tile);
     for (int chunk = chunk_begin; chunk < chunk_end; ++chunk) {
-      Accumulators<kM, kN> u_sums = {};
+      Accumulators<kM, kWithWeight ? 1 : kN> u_sums = {};
       const T* own_x = x + buffer * x_size;
       for (int c = column_begin; c < column_end; ++c) {
         if (c > column_begin) __syncthreads();
@@ -429,7 +445,7 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
           }
         }
         if constexpr (kWithWeight) {
-          aggregate(u, plan.u_stride, own_x, graph, plan.chunks, plan.unit_steps, plan.unit_steps.packed_first(),
+          aggregate(u, plan.u_stride, own_x, graph, plan.chunks, plan.unit_steps, plan.unit_groups,
                     plan.frames.frames_per_tile, count);
           __syncthreads();
           if (has_weight_part) {
@@ -441,7 +457,7 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
           // Chunks take turns at the first place, so that no number of a register is known only at run time.
           if (Traits::kChunks == 2 && chunk_end - chunk_begin == 2) swap_sums(weight_sums[0], weight_sums[1 % Traits::kChunks]);
         }
-        if constexpr (kWithInput) {
+        if constexpr (!kWithWeight) {
           const T* own = weight + (plan.keeps_weight ? chunk * plan.column_chunks + c : 0) * plan.columns *
                                       plan.weight_stride;
           add_tile_product<TileOrder::kDepthLast, TileOrder::kDepthFirst>(
@@ -451,15 +467,21 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
       }
       __syncthreads();
       if constexpr (kWithInput) {
-#pragma unroll
-        for (int j = 0; j < kN; ++j) {
-#pragma unroll
-          for (int i = 0; i < 2 * kM; ++i) {
-            const int row = warp_row + 16 * (i / 2) + accumulator_row(2 * (i % 2));
-            if (row >= plan.frames.frames_per_tile * shape.joints) continue;  // there must be zeros
-            store_two(u + row * plan.u_stride + half + 8 * j + accumulator_column(0), u_sums[i / 2][j][2 * (i % 2)],
-                      u_sums[i / 2][j][2 * (i % 2) + 1]);
+        if constexpr (kWithWeight) {
+          // In pieces, for which there are registers beside those of the weight gradient.
+          constexpr int kPieces = kN % 2 == 0 ? 2 : 1;
+#pragma unroll 1
+          for (int piece = 0; piece < kPieces; ++piece) {
+            const int column = half + piece * (8 * kN / kPieces);
+            Accumulators<kM, kN / kPieces> u_sums = {};
+            add_tile_product<TileOrder::kDepthLast, TileOrder::kDepthFirst>(
+                u_sums, total + warp_row * plan.total_stride, plan.total_stride,
+                weight + (plan.keeps_weight ? chunk * plan.columns * plan.weight_stride : 0) + column,
+                plan.weight_stride, plan.columns);
+            store_sums(u + warp_row * plan.u_stride + column, plan.u_stride, u_sums, used_rows - warp_row);
           }
+        } else {
+          store_sums(u + warp_row * plan.u_stride + half, plan.u_stride, u_sums, used_rows - warp_row);
         }
         __syncthreads();
         gather(static_cast<T*>(gradients.x_gradient), edge_sums, own_x, u, sorted, graph, plan, aligned_x_gradient, s,

@@ -289,29 +289,49 @@ __device__ __forceinline__ void start_input(T* x, const GraphConvolutionInput& i
   cp_async_commit();
 }
 
+// How many groups of a tile's frames there are where each thread takes the frames of one group at a place of the others.
+inline int frame_groups(int places, int frames_per_tile) {
+  const int fitting = GraphTraits::kThreads / places;
+  return fitting < 1 ? 1 : fitting < frames_per_tile ? fitting : frames_per_tile;
+}
+
 // u (rows, depth) = sums over each cell's edges of rows of x, for the first `count` frames; zeros in the tile's other
-// frames. `steps` are those of eight columns.
+// frames. `steps` are those of eight columns, with groups of frames for frames.
 template <typename T>
 __device__ __forceinline__ void aggregate(T* u, int u_stride, const T* x, const Graph& graph, const DepthChunks& chunks,
-                                          const BoxSteps& steps, int packed_first, int frames_per_tile, int count) {
+                                          const BoxSteps& steps, int groups, int frames_per_tile, int count) {
   const int joints = steps.joints, partitions = graph.input->shape.partitions, units = chunks.channels / 8;
-  for (Place place = BoxSteps::unpack(packed_first); place.frame < frames_per_tile; steps.advance(place)) {
-    float sums[8] = {};
+  for (Place place = steps.first(); place.frame < groups; steps.advance(place)) {
     const int partition = place.unit * chunks.unit_reciprocal >> 16;
-    if (partition < partitions && place.frame < count) {
+    const T* column = x + 8 * (place.unit - partition * units);
+    T* to = u + place.joint * u_stride + 8 * place.unit;
+    int begin = 0, end = 0;
+    GraphEdge first{0, 0.0f};  // most cells have no other
+    if (partition < partitions) {
       const int cell = place.joint * partitions + partition;
-      const T* column = x + place.frame * joints * chunks.channels + 8 * (place.unit - partition * units);
-      const int end = graph.cell_begins[cell + 1];
-#pragma unroll 1  // most cells have one edge
-      for (int e = graph.cell_begins[cell]; e < end; ++e) {
-        const GraphEdge edge = graph.edge(e);
-        float values[8];
-        load_eight(values, column + edge.joint * chunks.channels);
-#pragma unroll
-        for (int k = 0; k < 8; ++k) sums[k] = fmaf(edge.coefficient, values[k], sums[k]);
-      }
+      begin = graph.cell_begins[cell];
+      end = graph.cell_begins[cell + 1];
+      if (begin < end) first = graph.edge(begin);
     }
-    store_eight(u + (place.frame * joints + place.joint) * u_stride + 8 * place.unit, sums);
+#pragma unroll 1
+    for (int frame = place.frame; frame < frames_per_tile; frame += groups) {
+      float sums[8] = {};
+      if (begin < end && frame < count) {
+        const T* row = column + frame * joints * chunks.channels;
+        float values[8];
+        load_eight(values, row + first.joint * chunks.channels);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) sums[k] = first.coefficient * values[k];
+#pragma unroll 1
+        for (int e = begin + 1; e < end; ++e) {
+          const GraphEdge edge = graph.edge(e);
+          load_eight(values, row + edge.joint * chunks.channels);
+#pragma unroll
+          for (int k = 0; k < 8; ++k) sums[k] = fmaf(edge.coefficient, values[k], sums[k]);
+        }
+      }
+      store_eight(to + frame * joints * u_stride, sums);
+    }
   }
 }
 
