@@ -68,7 +68,7 @@ __device__ __forceinline__ Place find_place(const SpectralShape& shape, const Sp
 
 // Where the sequence begins in a tensor of frames.
 __device__ __forceinline__ int64_t sequence_at(const SpectralShape& shape, const Place& place) {
-  return (place.stream * shape.sequence_stride_of_streams + place.sequence) * shape.frames * shape.joints *
+  return (place.stream * shape.stream_sequences + place.sequence) * shape.frames * shape.joints *
          shape.channels;
 }
 
@@ -136,11 +136,11 @@ __device__ __forceinline__ void add_groups(float (&sums)[Traits::kWide], float* 
 }
 
 // kFrequencies is their number or, where it is 0, the shape says it.
-template <typename T, int kWindow, int kFrequencies>
+template <typename T, bool kGradient, int kWindow, int kFrequencies>
 __global__ void __launch_bounds__(Traits::kMaxThreads, kWindow <= 16 ? 2 : 1)
     spectral_slots_kernel(SpectralSlots slots, Basis<kWindow> basis, const T* __restrict__ x,
-                          ActivationInput activation, GradientInput gradient, bool has_gradient,
-                          float* __restrict__ sums, SpectralShape shape, Split split) {
+                          ActivationInput activation, GradientInput gradient, float* __restrict__ sums,
+                          SpectralShape shape, Split split) {
   IKEM_SHARED(alignas(16) float, group_sums, [Traits::kWide * Traits::kMaxThreads]);
   const int window = shape.tile_frames + 2 * shape.lead;
   const int num_frequencies = kFrequencies ? kFrequencies : shape.frequencies;
@@ -149,14 +149,14 @@ __global__ void __launch_bounds__(Traits::kMaxThreads, kWindow <= 16 ? 2 : 1)
   const T* __restrict__ y = static_cast<const T*>(gradient.y) + start;
   T* __restrict__ single = static_cast<T*>(slots.single);
   T* __restrict__ pairs = static_cast<T*>(slots.pairs);
-  const bool has_activation = activation.scale != nullptr, reads_y = has_gradient && gradient.variance_gradient;
+  const bool has_activation = !kGradient && activation.scale, reads_y = kGradient && gradient.variance_gradient;
   ActivationOfChannel activate[Traits::kWide];
   GradientOfChannel total[Traits::kWide];
 #pragma unroll
   for (int k = 0; k < Traits::kWide; ++k) {
     const int64_t channel = place.stream * shape.channels + place.channel + k;
     if (place.is_inside && has_activation) activate[k] = of_channel(activation, channel);
-    if (place.is_inside && has_gradient) total[k] = of_channel(gradient, channel);
+    if (place.is_inside && kGradient) total[k] = of_channel(gradient, channel);
   }
   float own_sums[Traits::kWide] = {};
   const int num_rows = place.is_inside ? shape.num_tiles() * shape.joints : 0;
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(Traits::kMaxThreads, kWindow <= 16 ? 2 : 1)
           load(made, y + at);
 #pragma unroll
           for (int k = 0; k < Traits::kWide; ++k) h[j][k] = total[k](h[j][k], made[k]);
-        } else if (has_gradient) {
+        } else if (kGradient) {
 #pragma unroll
           for (int k = 0; k < Traits::kWide; ++k) h[j][k] = total[k](h[j][k]);
         }
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(Traits::kMaxThreads, kWindow <= 16 ? 2 : 1)
         for (int k = 0; k < Traits::kWide; ++k) h[j][k] = 0.0f;
       }
     }
-    if (sums) {
+    if (kGradient && sums) {
 #pragma unroll
       for (int j = 0; j < kWindow; ++j) {
         if (j < shape.lead || j >= shape.lead + shape.tile_frames) continue;
@@ -217,10 +217,10 @@ __global__ void __launch_bounds__(Traits::kMaxThreads, kWindow <= 16 ? 2 : 1)
       store(to + shape.channels, other);
     }
   }
-  if (!sums) return;
+  if (!kGradient || !sums) return;
   add_groups(own_sums, group_sums, place, split);
   if (place.is_inside && place.group == 0) {
-    const int64_t of_sequence = place.stream * shape.sequence_stride_of_streams + place.sequence;
+    const int64_t of_sequence = place.stream * shape.stream_sequences + place.sequence;
     store(sums + of_sequence * shape.channels + place.channel, own_sums);
   }
 }
@@ -273,7 +273,7 @@ __device__ __forceinline__ void project_back(float (&frames)[kTile][Traits::kWid
 }
 
 // Mean and sum of squared differences from it of `count` values, joined as they come.
-struct Moments {
+struct ChannelMoments {
   float mean[Traits::kWide], deviation[Traits::kWide];
   float count;
 
@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(Traits::kMaxThreads, 2)
     scale[k] = place.is_inside && is_inference ? result.output_scale[channel] : 1.0f;
     shift[k] = place.is_inside && is_inference ? result.output_shift[channel] : 0.0f;
   }
-  Moments moments;
+  ChannelMoments moments;
   moments.clear();
   const int num_rows = place.is_inside ? shape.num_tiles() * shape.joints : 0;
   for (int row = place.group; row < num_rows; row += split.groups) {
@@ -329,7 +329,7 @@ __global__ void __launch_bounds__(Traits::kMaxThreads, 2)
 #pragma unroll
       for (int k = 0; k < Traits::kWide; ++k) frames[j][k] += bias[k];
     }
-    if (result.means) {
+    if (result.moments) {
       float mean[Traits::kWide] = {}, deviation[Traits::kWide] = {};
 #pragma unroll
       for (int j = 0; j < kTile; ++j) {
@@ -364,7 +364,7 @@ __global__ void __launch_bounds__(Traits::kMaxThreads, 2)
       store(y + at, frames[j]);
     }
   }
-  if (!result.means) return;
+  if (!result.moments) return;
   store(group_means + Traits::kWide * threadIdx.x, moments.mean);
   store(group_deviations + Traits::kWide * threadIdx.x, moments.deviation);
   group_counts[threadIdx.x] = moments.count;
@@ -378,9 +378,14 @@ __global__ void __launch_bounds__(Traits::kMaxThreads, 2)
     load(deviation, group_deviations + Traits::kWide * other);
     moments.join(mean, deviation, group_counts[other]);
   }
-  const int64_t of_sequence = place.stream * shape.sequence_stride_of_streams + place.sequence;
-  store(result.means + of_sequence * shape.channels + place.channel, moments.mean);
-  store(result.deviations + of_sequence * shape.channels + place.channel, moments.deviation);
+  const int64_t of_sequence = place.stream * shape.stream_sequences + place.sequence;
+  float* to = result.moments + of_sequence * 3 * shape.channels + place.channel;
+  float counts[Traits::kWide];
+#pragma unroll
+  for (int k = 0; k < Traits::kWide; ++k) counts[k] = moments.count;
+  store(to, counts);
+  store(to + shape.channels, moments.mean);
+  store(to + 2 * shape.channels, moments.deviation);
 }
 
 template <typename T, int kTile, int kFrequencies>
@@ -428,7 +433,7 @@ __global__ void __launch_bounds__(Traits::kMaxThreads, 2)
   add_groups(scale_sums, group_sums, place, split);
   add_groups(shift_sums, group_sums, place, split);
   if (place.is_inside && place.group == 0) {
-    const int64_t of_sequence = place.stream * shape.sequence_stride_of_streams + place.sequence;
+    const int64_t of_sequence = place.stream * shape.stream_sequences + place.sequence;
     store(gradient.scale_sums + of_sequence * shape.channels + place.channel, scale_sums);
     store(gradient.shift_sums + of_sequence * shape.channels + place.channel, shift_sums);
   }
@@ -575,32 +580,42 @@ unsigned num_blocks(const SpectralShape& shape, const Split& split) {
 
 }  // namespace
 
+namespace {
+
+template <bool kGradient>
+cudaError_t launch_slots(const SpectralSlots& slots, const double* basis, const void* x, ElementType type,
+                         const ActivationInput& activation, const GradientInput& gradient, float* sums,
+                         const SpectralShape& shape, cudaStream_t stream) {
+  const Split of_blocks = split(shape);
+  const dim3 grid(num_blocks(shape, of_blocks)), block(of_blocks.threads());
+  const int window = shape.tile_frames + 2 * shape.lead, num_slots = shape.num_slots();
+  return with_type(type, [&](auto example) {
+    using T = decltype(example);
+    const T* values = static_cast<const T*>(x);
+    if (window <= Traits::kFrames && shape.frequencies == Traits::kFrequencies) {
+      return IKEM_LAUNCH((spectral_slots_kernel<T, kGradient, Traits::kFrames, Traits::kFrequencies>), grid, block, 0,
+                         stream, slots, pad_basis<Traits::kFrames>(basis, num_slots, window), values, activation,
+                         gradient, sums, shape, of_blocks);
+    }
+    if (window <= 16) {
+      return IKEM_LAUNCH((spectral_slots_kernel<T, kGradient, 16, 0>), grid, block, 0, stream, slots,
+                         pad_basis<16>(basis, num_slots, window), values, activation, gradient, sums, shape, of_blocks);
+    }
+    return IKEM_LAUNCH((spectral_slots_kernel<T, kGradient, kMaxSpectralWindow, 0>), grid, block, 0, stream, slots,
+                       pad_basis<kMaxSpectralWindow>(basis, num_slots, window), values, activation, gradient, sums,
+                       shape, of_blocks);
+  });
+}
+
+}  // namespace
+
 cudaError_t spectral_slots(const SpectralSlots& slots, const double* basis, const void* x, ElementType type,
                            const ActivationInput& activation, const GradientInput* gradient, float* sums,
                            const SpectralShape& shape, cudaStream_t stream) {
   if (!fits(shape, type)) return cudaErrorInvalidValue;
   if (shape.streams * shape.sequences == 0) return cudaSuccess;
-  const Split of_blocks = split(shape);
-  const dim3 grid(num_blocks(shape, of_blocks)), block(of_blocks.threads());
-  const int window = shape.tile_frames + 2 * shape.lead, num_slots = shape.num_slots();
-  const GradientInput given = gradient ? *gradient : GradientInput{};
-  return with_type(type, [&](auto example) {
-    using T = decltype(example);
-    const T* values = static_cast<const T*>(x);
-    if (window <= Traits::kFrames && shape.frequencies == Traits::kFrequencies) {
-      return IKEM_LAUNCH((spectral_slots_kernel<T, Traits::kFrames, Traits::kFrequencies>), grid, block, 0, stream,
-                         slots, pad_basis<Traits::kFrames>(basis, num_slots, window), values, activation, given,
-                         gradient != nullptr, sums, shape, of_blocks);
-    }
-    if (window <= 16) {
-      return IKEM_LAUNCH((spectral_slots_kernel<T, 16, 0>), grid, block, 0, stream, slots,
-                         pad_basis<16>(basis, num_slots, window), values, activation, given, gradient != nullptr, sums,
-                         shape, of_blocks);
-    }
-    return IKEM_LAUNCH((spectral_slots_kernel<T, kMaxSpectralWindow, 0>), grid, block, 0, stream, slots,
-                       pad_basis<kMaxSpectralWindow>(basis, num_slots, window), values, activation, given,
-                       gradient != nullptr, sums, shape, of_blocks);
-  });
+  return gradient ? launch_slots<true>(slots, basis, x, type, activation, *gradient, sums, shape, stream)
+                  : launch_slots<false>(slots, basis, x, type, activation, {}, nullptr, shape, stream);
 }
 
 cudaError_t spectral_frames(const SpectralResult& result, const SpectralSlots& slots, const double* basis,

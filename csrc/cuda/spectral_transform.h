@@ -27,9 +27,9 @@ constexpr int kMaxSpectralFrequencies = 16;
 constexpr int kMaxSpectralTaps = 27;
 
 struct SpectralShape {
-  int64_t streams;    // S
-  int64_t sequences;  // of each stream
-  int64_t sequence_stride_of_streams;  // sequences between a stream's frames and the next's
+  int64_t streams;           // S
+  int64_t sequences;         // of each stream, side by side
+  int64_t stream_sequences;  // of tensors of frames and of what is kept for each sequence: the others are left alone
   int frames;         // T
   int joints;         // V
   int channels;       // C, even
@@ -51,7 +51,7 @@ struct SpectralSlots {
 // All bases are in host memory, and read before the launchers return.
 
 // Frames to slots, with a basis (N, window). x (S, sequences, T, V, C) goes through `activation` if that has a scale, else through `gradient` if
-// that is not null. sums (S, sequences, C), unless null: what goes into the slots added up over each sequence.
+// that is not null. Then sums (S, sequences, C), unless null, is that gradient added up over each sequence.
 cudaError_t spectral_slots(const SpectralSlots& slots, const double* basis, const void* x, ElementType type,
                            const ActivationInput& activation, const GradientInput* gradient, float* sums,
                            const SpectralShape& shape, cudaStream_t stream);
@@ -60,8 +60,7 @@ cudaError_t spectral_slots(const SpectralSlots& slots, const double* basis, cons
 struct SpectralResult {
   void* y;                    // (S, sequences, T, V, C)
   const float* bias;          // (S, C)
-  float* means;               // (S, sequences, C) of every sequence's y before it is rounded, or null
-  float* deviations;          // likewise, sums of squared differences from these means
+  float* moments;             // (S, sequences, 3, C), or null: PartialStatistics, a slot for each sequence
   const float* output_scale;  // (S, C) or null: y = relu(output_scale y + output_shift + residual)
   const float* output_shift;
   const void* residual;       // like y, or null
