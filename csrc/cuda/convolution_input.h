@@ -35,19 +35,21 @@ __device__ __forceinline__ ActivationOfChannel of_channel(const ActivationInput&
   return {input.scale[channel], input.shift[channel]};
 }
 
+// gradient + slope * y + constant.
 struct GradientOfChannel {
-  float mean, constant, slope;
+  float slope, constant;
 
   __device__ __forceinline__ float operator()(float gradient) const { return gradient + constant; }
   __device__ __forceinline__ float operator()(float gradient, float y) const {
-    return fmaf(slope, y - mean, gradient + constant);
+    return gradient + fmaf(slope, y, constant);
   }
 };
 
 __device__ __forceinline__ GradientOfChannel of_channel(const GradientInput& input, int64_t channel) {
-  return {input.variance_gradient ? input.mean[channel] : 0.0f,
-          input.mean_gradient ? input.mean_gradient[channel] * input.inverse_count : 0.0f,
-          input.variance_gradient ? 2.0f * input.inverse_count * input.variance_gradient[channel] : 0.0f};
+  const float constant = input.mean_gradient ? input.mean_gradient[channel] * input.inverse_count : 0.0f;
+  if (!input.variance_gradient) return {0.0f, constant};
+  const float slope = 2.0f * input.inverse_count * input.variance_gradient[channel];
+  return {slope, fmaf(-slope, input.mean[channel], constant)};
 }
 
 }  // namespace ikem_fast::cuda
