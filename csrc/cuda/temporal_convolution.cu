@@ -679,28 +679,30 @@ __global__ void __launch_bounds__(kWarpSize * Traits::kMostWarps, 2)
 
   if (kBackward ? !arguments.activation.scale : !arguments.result.moments) return;
   __syncthreads();
-  const int column = threadIdx.x, channels = kBackward ? shape.in_channels : shape.out_channels;
-  if (column >= P::kColumns || first_column + column >= channels) return;
+  const int channels = kBackward ? shape.in_channels : shape.out_channels;
+  const int num_columns = smaller(P::kColumns, channels - first_column);
   const int64_t slot = stream * tiling.blocks_per_stream + block;
-  if constexpr (kBackward) {
-    float of_scale = 0.0f, of_shift = 0.0f;
-    for (int other = 0; other < tiling.warps; ++other) {
-      of_scale += all_kept[other * kKept + column];
-      of_shift += all_kept[other * kKept + P::kColumns + column];
+  for (int column = threadIdx.x; column < num_columns; column += static_cast<int>(blockDim.x)) {
+    if constexpr (kBackward) {
+      float of_scale = 0.0f, of_shift = 0.0f;
+      for (int other = 0; other < tiling.warps; ++other) {
+        of_scale += all_kept[other * kKept + column];
+        of_shift += all_kept[other * kKept + P::kColumns + column];
+      }
+      float* to = arguments.x_result.coefficient_sums + slot * 2 * channels + first_column + column;
+      to[0] = of_scale;
+      to[channels] = of_shift;
+    } else {
+      Moments moments;
+      for (int other = 0; other < tiling.warps; ++other) {
+        const float* of_warp = all_kept + other * kKept + column;
+        moments = join(moments, {of_warp[0], of_warp[P::kColumns], of_warp[2 * P::kColumns]});
+      }
+      float* to = arguments.result.moments + slot * 3 * channels + first_column + column;
+      to[0] = moments.count;
+      to[channels] = moments.mean;
+      to[2 * channels] = moments.m2;
     }
-    float* to = arguments.x_result.coefficient_sums + slot * 2 * channels + first_column + column;
-    to[0] = of_scale;
-    to[channels] = of_shift;
-  } else {
-    Moments moments;
-    for (int other = 0; other < tiling.warps; ++other) {
-      const float* of_warp = all_kept + other * kKept + column;
-      moments = join(moments, {of_warp[0], of_warp[P::kColumns], of_warp[2 * P::kColumns]});
-    }
-    float* to = arguments.result.moments + slot * 3 * channels + first_column + column;
-    to[0] = moments.count;
-    to[channels] = moments.mean;
-    to[2 * channels] = moments.m2;
   }
 }
 
