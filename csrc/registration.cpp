@@ -84,4 +84,31 @@ TORCH_LIBRARY(ikem_fast, m) {
       "_pair_gradient_tile_(Tensor x_similarity, Tensor? y_similarity, float scale, int start, int num_columns, "
       "Tensor single, Tensor pair, Tensor neighbours, Tensor single_gradient, Tensor pair_gradient, "
       "Tensor mined_gradient, Tensor(a!) gradient) -> ()");
+
+  // Ways and steps of temporal_convolution on CUDA, called by ikem_fast/ops/_temporal_convolution_cuda.py alone.
+  m.def(
+      "_temporal_convolution_direct(Tensor x, Tensor? scale, Tensor? shift, Tensor weight, Tensor bias, int stride, "
+      "bool statistics, Tensor? output_scale, Tensor? output_shift, Tensor? residual) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "_temporal_convolution_direct_backward(Tensor x, Tensor? scale, Tensor? shift, Tensor weight, int stride, "
+      "Tensor y, Tensor mean, Tensor y_gradient, Tensor? mean_gradient, Tensor? variance_gradient, "
+      "bool with_x_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "_spectral_slots_(Tensor(a!) single, Tensor(b!) pairs, Tensor x, Tensor? scale, Tensor? shift, float[] basis, "
+      "int tile_frames, int lead) -> ()");
+  m.def(
+      "_spectral_gradient_slots_(Tensor(a!) single, Tensor(b!) pairs, Tensor(c!)? sums, Tensor y_gradient, Tensor? y, "
+      "Tensor? mean, Tensor? mean_gradient, Tensor? variance_gradient, int count, float[] basis, int tile_frames, "
+      "int lead) -> ()");
+  m.def(
+      "_spectral_frames_(Tensor(a!) y, Tensor(b!)? moments, Tensor single, Tensor pairs, Tensor bias, "
+      "Tensor? output_scale, Tensor? output_shift, Tensor? residual, float[] basis, int tile_frames) -> ()");
+  m.def(
+      "_spectral_x_gradient_(Tensor(a!)? x_gradient, Tensor(b!)? scale_sums, Tensor(c!)? shift_sums, Tensor single, "
+      "Tensor pairs, Tensor x, Tensor? scale, Tensor? shift, float[] basis, int tile_frames) -> ()");
+  m.def("_spectral_weights_(Tensor(a!) single, Tensor(b!) pairs, Tensor weight, float[] basis) -> ()");
+  m.def(
+      "_spectral_weight_gradient_(Tensor(a!) weight_gradient, Tensor single, Tensor pairs, float[] basis) -> ()");
+  m.def("_combine_channel_statistics_(Tensor(a!) mean, Tensor(b!) variance, Tensor moments) -> ()");
+  m.def("_add_partial_sums_(Tensor(a!) sums, Tensor parts) -> ()");
 }

@@ -1,5 +1,6 @@
 #include "cuda/spectral_transform.h"
 
+#include "cuda/convolution_values.h"
 #include "cuda/kernel.h"
 #include "cuda/real_types.h"
 

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "cuda/channel_statistics.h"
+#include "cuda/convolution_values.h"
 #include "cuda/kernel.h"
 #include "cuda/partial_sums.h"
 #include "cuda/real_types.h"
@@ -449,7 +450,7 @@ __device__ __forceinline__ void finish_convolution(Accumulators<Product<kN>::kM,
         [&](float(&values)[kCount], int64_t at) {
 #pragma unroll
           for (int i = 0; i < kCount; ++i) values[i] += bias[i];
-          if (result.moments) moments.add(values);
+          if (result.with_statistics) moments.add(values);
           if (result.output_scale) {
             Vector<T> residual = zero_vector<T>();
             if (result.residual) residual = *reinterpret_cast<const Vector<T>*>(static_cast<const T*>(result.residual) + at);
@@ -463,7 +464,7 @@ __device__ __forceinline__ void finish_convolution(Accumulators<Product<kN>::kM,
           store_vector<T>(result.y, at, values);
         });
     rotate_columns<P::kGroupColumns>(sums);
-    if (!result.moments) continue;
+    if (!result.with_statistics) continue;
 #pragma unroll
     for (int offset = kVectors; offset < kWarpSize; offset *= 2) {
       float mean[kCount], m2[kCount];
@@ -677,7 +678,7 @@ __global__ void __launch_bounds__(kWarpSize * Traits::kMostWarps, 2)
     }
   }
 
-  if (kBackward ? !arguments.activation.scale : !arguments.result.moments) return;
+  if (kBackward ? !arguments.activation.scale : !arguments.result.with_statistics) return;
   __syncthreads();
   const int channels = kBackward ? shape.in_channels : shape.out_channels;
   const int num_columns = smaller(P::kColumns, channels - first_column);
@@ -1225,7 +1226,7 @@ cudaError_t temporal_convolution(const TemporalConvolutionResult& result, const 
     const cudaError_t error = launch_product<false>(arguments, type, stream);
     if (error != cudaSuccess) return error;
   }
-  if (!result.moments) return cudaSuccess;
+  if (!result.with_statistics) return cudaSuccess;
   return combine_channel_statistics(
       result.mean, result.variance,
       {result.moments, shape.streams, arguments.tiling.blocks_per_stream, shape.out_channels}, stream);

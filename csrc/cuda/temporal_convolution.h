@@ -42,8 +42,9 @@ cudaError_t pack_temporal_weights(void* packed, ElementType type, const float* w
 struct TemporalConvolutionResult {
   void* y;            // (S, B, T', V, C_out)
   const float* bias;  // (S, C_out)
-  float* moments;     // scratch memory; null where mean and variance are not wanted
-  float* mean;        // (S, C_out)
+  bool with_statistics;
+  float* moments;  // scratch memory; this and the two below only with statistics
+  float* mean;     // (S, C_out)
   float* variance;
   const float* output_scale;  // (S, C_out) or null: y = relu(output_scale y + output_shift + residual)
   const float* output_shift;

@@ -72,8 +72,8 @@ class Checker {
     const ikem_fast::cuda::ActivationInput activation{c_.with_activation ? scale.data() : nullptr, shift.data()};
     expect("packing", ikem_fast::cuda::pack_temporal_weights(packed.data(), kType, weight.data(), s_, nullptr));
     expect("convolution", ikem_fast::cuda::temporal_convolution(
-                              {y.data(), bias.data(), moments.data(), mean.data(), variance.data(), nullptr, nullptr,
-                               nullptr},
+                              {y.data(), bias.data(), true, moments.data(), mean.data(), variance.data(), nullptr,
+                               nullptr, nullptr},
                               x.data(), kType, activation, packed.data(), s_, nullptr));
     compare("y", y.values(), y_, kTolerance);
     compare("mean", mean.values(), mean_, kSumTolerance);
@@ -85,7 +85,7 @@ class Checker {
     DeviceBuffer<T> residual(residual_);
     for (bool with_residual : {true, false}) {
       expect("inference", ikem_fast::cuda::temporal_convolution(
-                              {y.data(), bias.data(), nullptr, nullptr, nullptr, output_scale.data(),
+                              {y.data(), bias.data(), false, nullptr, nullptr, nullptr, output_scale.data(),
                                output_shift.data(), with_residual ? residual.data() : nullptr},
                               x.data(), kType, activation, packed.data(), s_, nullptr));
       Values wanted(y_);
