@@ -6,11 +6,14 @@
 
 namespace ikem_fast::cuda {
 
+// NaN stays, which fmaxf would not let it.
+__device__ __forceinline__ float relu(float x) { return x < 0.0f ? 0.0f : x; }
+
 struct ActivationOfChannel {
   float scale, shift;
 
   __device__ __forceinline__ float before(float x) const { return fmaf(scale, x, shift); }
-  __device__ __forceinline__ float operator()(float x) const { return fmaxf(before(x), 0.0f); }
+  __device__ __forceinline__ float operator()(float x) const { return relu(before(x)); }
 };
 
 __device__ __forceinline__ ActivationOfChannel of_channel(const ActivationInput& input, int64_t channel) {

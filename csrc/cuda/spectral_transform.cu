@@ -359,7 +359,7 @@ __global__ void __launch_bounds__(Traits::kMaxThreads, 2)
         if (result.residual) load(added, residual + at);
 #pragma unroll
         for (int k = 0; k < Traits::kWide; ++k) {
-          frames[j][k] = fmaxf(fmaf(scale[k], frames[j][k], shift[k]) + added[k], 0.0f);
+          frames[j][k] = relu(fmaf(scale[k], frames[j][k], shift[k]) + added[k]);
         }
       }
       store(y + at, frames[j]);

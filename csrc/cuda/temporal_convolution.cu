@@ -458,7 +458,7 @@ __device__ __forceinline__ void finish_convolution(Accumulators<Product<kN>::kM,
             for (int i = 0; i < kCount; ++i) {
               const int64_t place = item.stream * channels + channel + i;
               const float scaled = fmaf(result.output_scale[place], values[i], result.output_shift[place]);
-              values[i] = fmaxf(scaled + widen(residual.values[i]), 0.0f);
+              values[i] = relu(scaled + widen(residual.values[i]));
             }
           }
           store_vector<T>(result.y, at, values);

@@ -2,6 +2,7 @@
 
 # Registers operators' CUDA implementations.
 from ikem_fast.ops import _queue_tiles as _queue_tiles
+from ikem_fast.ops import _temporal_convolution_cuda as _temporal_convolution_cuda
 from ikem_fast.ops.augment import (
     AugmentationConfig,
     AugmentationParameters,
