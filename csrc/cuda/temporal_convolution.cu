@@ -16,12 +16,12 @@ namespace {
 
 struct Traits {
   static constexpr int kRowBytes = 128;              // of channels that are in shared memory at a time
-  static constexpr int kStageBytes = 24 * 1024;      // of weights, at most, if more than one tap
-  static constexpr int kWantedBytes = 112 * 1024;    // two blocks share a multiprocessor
-  static constexpr int kMostBytes = 227 * 1024;
+  static constexpr int kKeptBytes = 24 * 1024;       // of a pass's weights, at most, that are there at a time
+  static constexpr int kStageBytes = 10 * 1024;      // of weights in stages, at most, if more than one tap
+  static constexpr int kReservedBytes = 1024;        // of shared memory, of each block
   static constexpr int kMostSlots = 128;             // of a stream's statistics, unless there is more to do
   static constexpr int kWantedBlocks = 264;          // that sum up the weights' gradient
-  static constexpr int kMostWarps = 8;               // of a block that makes products; two blocks have 128 registers
+  static constexpr int kMostWarps = 8;               // of a block that makes products
   static constexpr int kSumWarps = 8;
   static constexpr int kSumTaps = 9;                 // of a warp that sums up the weights' gradient
   static constexpr int kSimpleThreads = 256;
@@ -32,11 +32,12 @@ constexpr int kWarpSize = 32;
 // What a warp and a block make at most, by the fragments of 8 columns.
 template <int kN>
 struct Product {
-  static constexpr int kM = kN == 8 ? 3 : 4;  // fragments of 16 rows of a warp
+  static constexpr int kM = 3;  // fragments of 16 rows of a warp
   static constexpr int kRows = 16 * kM;
   static constexpr int kColumns = 8 * kN;
+  static constexpr int kBlocks = kN == 2 ? 3 : 2;  // that have registers on a multiprocessor
   // Results go through shared memory by so many fragments at a time.
-  static constexpr int kGroup = kN < 4 ? kN : 4;
+  static constexpr int kGroup = 2;
   static constexpr int kGroupColumns = 8 * kGroup;
 };
 
@@ -345,7 +346,7 @@ __device__ __forceinline__ void for_each_result(Accumulators<kM, kN>& sums, floa
     }
     // The next 16 rows' come first now: registers have no index that changes.
 #pragma unroll
-    for (int j = 0; j < kN; ++j) {
+    for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         const float first = sums[0][j][q];
@@ -553,7 +554,7 @@ __device__ __forceinline__ void finish_x_gradient(Accumulators<Product<kN>::kM, 
 // The convolution, or backward the gradient of x: the same with taps and channels transposed. kWide: the source's
 // channels do not fit into shared memory at a time.
 template <typename T, int kN, bool kBackward, bool kWide>
-__global__ void __launch_bounds__(kWarpSize * Traits::kMostWarps, 2)
+__global__ void __launch_bounds__(kWarpSize * Traits::kMostWarps, Product<kN>::kBlocks)
     temporal_product_kernel(ConvolutionArguments arguments) {
   using P = Product<kN>;
   constexpr TileOrder kRight = kBackward ? TileOrder::kDepthFirst : TileOrder::kDepthLast;
@@ -981,6 +982,18 @@ bool find_tile(int& frames, int& joints, int all_frames, int all_joints, int fra
 double load_ticks(double bytes) { return bytes / 32; }
 double product_ticks(double products, int element_size) { return products / (element_size == 2 ? 1024 : 128); }
 constexpr double kItemTicks = 700;
+// The share of that speed that blocks of so many warps and bytes reach, as many as there are on a multiprocessor.
+double speed(const TemporalConvolutionShape& shape, int warps, int most_warps, int shared_bytes) {
+  constexpr int kEnough = 12;
+  const int blocks = smaller((shape.shared_bytes + Traits::kReservedBytes) / (shared_bytes + Traits::kReservedBytes),
+                             most_warps / warps);
+  return smaller((blocks > 0 ? blocks : 1) * warps, kEnough) / static_cast<double>(kEnough);
+}
+
+// What lets two blocks share a multiprocessor.
+int half_of_shared(const TemporalConvolutionShape& shape) {
+  return (shape.shared_bytes + Traits::kReservedBytes) / 2 - Traits::kReservedBytes;
+}
 
 int row_stride(int size, int element_size) {
   return element_size == 2 ? tile_stride<__nv_bfloat16>(size) : tile_stride<float>(size);
@@ -1002,8 +1015,9 @@ bool plan_product(Tiling& tiling, const TemporalConvolutionShape& shape, int ele
   const int weight_rows = backward ? tiling.chunk : P::kColumns, weight_columns = backward ? P::kColumns : tiling.chunk;
   const int tap_size = weight_rows * stride_of(weight_columns);
   const int most_taps = divide_up(shape.taps, tiling.tap_step);
-  tiling.taps_per_stage = smaller(most_taps, Traits::kStageBytes / (tap_size * element_size));
-  if (tiling.taps_per_stage < 1) tiling.taps_per_stage = 1;
+  const int taps_of_stage = Traits::kStageBytes / (tap_size * element_size);
+  const bool fit_at_once = most_taps * tap_size * element_size <= Traits::kKeptBytes;
+  tiling.taps_per_stage = fit_at_once ? most_taps : taps_of_stage < 1 ? 1 : smaller(most_taps, taps_of_stage);
   tiling.stage_size = tiling.taps_per_stage * tap_size;
   for (int pass = 0; pass < tiling.passes; ++pass) tiling.stages += tiling.stages_of_pass(pass, shape.taps);
 
@@ -1023,7 +1037,7 @@ bool plan_product(Tiling& tiling, const TemporalConvolutionShape& shape, int ele
         floats * static_cast<int>(sizeof(float));
   };
   int frames = 0, joints = 0;
-  for (int most_bytes : {Traits::kWantedBytes, Traits::kMostBytes}) {
+  for (int most_bytes : {half_of_shared(shape), shape.shared_bytes}) {
     const bool found = find_tile(frames, joints, result_frames, shape.joints, tiling.passes, [&](int f, int v, double& cost) {
       if (static_cast<int64_t>(f / tiling.passes) * v > P::kRows * Traits::kMostWarps) return false;
       if (static_cast<int64_t>(f) * shape.stride * v > 1 << 20) return false;
@@ -1032,7 +1046,7 @@ bool plan_product(Tiling& tiling, const TemporalConvolutionShape& shape, int ele
       cost = load_ticks(static_cast<double>(tiling.source.phases) * tiling.source.phase_frames * v * depth *
                         element_size * (backward ? 2 : 1)) +
              product_ticks(rows * P::kColumns * tiling.depth * shape.taps / tiling.tap_step, element_size) + kItemTicks;
-      cost *= static_cast<double>(tiling.parts());
+      cost *= tiling.parts() / speed(shape, tiling.warps, P::kBlocks * Traits::kMostWarps, tiling.shared_bytes);
       return tiling.shared_bytes <= most_bytes;
     });
     if (!found) continue;
@@ -1080,7 +1094,7 @@ bool plan_sums(SumArguments& arguments, const TemporalConvolutionShape& shape, i
     if (of_threads > tiling.shared_bytes) tiling.shared_bytes = of_threads;
   };
   int frames = 0, joints = 0;
-  for (int most_bytes : {Traits::kWantedBytes, Traits::kMostBytes}) {
+  for (int most_bytes : {half_of_shared(shape), shape.shared_bytes}) {
     const bool found = find_tile(frames, joints, shape.out_frames(), shape.joints, 1, [&](int f, int v, double& cost) {
       if (static_cast<int64_t>(f) * shape.stride * v > 1 << 20) return false;
       set_tile(f, v);
@@ -1090,7 +1104,7 @@ bool plan_sums(SumArguments& arguments, const TemporalConvolutionShape& shape, i
              product_ticks(static_cast<double>(tiling.gradient_rows) * tiling.tile_out() * tiling.tile_in() * shape.taps,
                            element_size) +
              kItemTicks;
-      cost *= static_cast<double>(tiling.parts());
+      cost *= tiling.parts() / speed(shape, tiling.warps(), 2 * Traits::kSumWarps, tiling.shared_bytes);
       return tiling.shared_bytes <= most_bytes;
     });
     if (!found) continue;

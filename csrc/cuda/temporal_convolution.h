@@ -20,6 +20,7 @@ struct TemporalConvolutionShape {
   int out_channels;
   int taps;    // K, odd
   int stride;  // T' = ceil(T / stride)
+  int shared_bytes = 227 * 1024;  // of a block at most, on the device
 
   __host__ __device__ int out_frames() const { return (frames + stride - 1) / stride; }
 };

@@ -51,6 +51,9 @@ class Arguments {
              static_cast<int>(sizes.out_channels),
              static_cast<int>(sizes.taps),
              static_cast<int>(stride)};
+    const cudaError_t known =
+        cudaDeviceGetAttribute(&shape.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, x.get_device_index());
+    STD_TORCH_CHECK(known == cudaSuccess, "the device of x does not tell its sizes: ", cudaGetErrorString(known));
     type = element_type("x", x);
     STD_TORCH_CHECK(find_scratch(scratch, shape, type), "x ", describe_sizes(x), " and weight ",
                     describe_sizes(weight), " are too large for the kernels");

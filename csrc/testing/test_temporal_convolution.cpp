@@ -61,11 +61,11 @@ class Checker {
     residual_ = draw<T>(num_y(), 1.0);
     mean_gradient_ = draw<float>(s_.streams * s_.out_channels, 3.0);
     variance_gradient_ = draw<float>(s_.streams * s_.out_channels, 3.0);
-    if (!ikem_fast::cuda::find_scratch(scratch_, s_, kType)) fail("no scratch memory is found", 0, 0);
     make_expected();
   }
 
   void check_all() {
+    if (!ikem_fast::cuda::find_scratch(scratch_, s_, kType)) return fail("search for scratch memory", 0, 0);
     DeviceBuffer<T> x(x_), y(num_y()), packed(scratch_.packed_weights);
     DeviceBuffer<float> weight(weight_), bias(bias_), scale(scale_), shift(shift_), moments(scratch_.moments);
     DeviceBuffer<float> mean(s_.streams * s_.out_channels), variance(s_.streams * s_.out_channels);
@@ -251,7 +251,8 @@ class Checker {
 
 void check_refusals() {
   const TemporalConvolutionShape good{1, 1, 4, 3, 8, 8, 3, 1};
-  TemporalConvolutionShape odd = good, even = good, huge = good;
+  TemporalConvolutionShape odd = good, even = good, huge = good, cramped = good;
+  cramped.shared_bytes = 1024;
   odd.in_channels = 3;
   even.taps = 2;
   huge.taps = 1023;
@@ -266,6 +267,7 @@ void check_refusals() {
                        run(odd, values, ElementType::kFloat) == cudaErrorInvalidValue &&
                        run(even, values, ElementType::kFloat) == cudaErrorInvalidValue &&
                        !ikem_fast::cuda::find_scratch(scratch, huge, ElementType::kFloat) &&
+                       !ikem_fast::cuda::find_scratch(scratch, cramped, ElementType::kFloat) &&
                        !ikem_fast::cuda::find_scratch(scratch, good, ElementType::kDouble);
   if (refused) return;
   ++failures;
@@ -288,6 +290,8 @@ int main(int argc, char** argv) {
         {{0, 2, 3, 2, 8, 8, 3, 1}},
         {{2, 0, 3, 2, 8, 8, 3, 1}},
         {{1, 1, 50, 7, 16, 16, 9, 1}, true, true, true, true, 1e3},
+        {{1, 2, 150, 1, 16, 16, 9, 1, 20 * 1024}},  // little shared memory: tiles of frames
+        {{1, 1, 40, 5, 32, 24, 7, 2, 48 * 1024}},   // ... and weights in stages
     };
     for (const Case& parameters : cases) {
       Checker<float>(parameters).check_all();
