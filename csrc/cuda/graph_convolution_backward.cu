@@ -26,6 +26,7 @@ struct BackwardTraits {
   static constexpr int kRowWarps = GraphTraits::kWarps / 2;
   static constexpr int kM = GraphTraits::kRows / 16 / kRowWarps;
   static constexpr int kBlocks = kDepth <= 48 && sizeof(T) == 2 ? 3 : 2;
+  static constexpr int kAhead = kBlocks == 2 ? 2 : 1;
 };
 
 struct BackwardPlan {
@@ -190,23 +191,31 @@ __device__ __forceinline__ void for_edges_of(int joint, const EdgesOfJoint& sort
 }
 
 template <typename T>
-__device__ __forceinline__ void load_channels(float (&values)[8], const T* row, int channel, int channels,
-                                              bool aligned) {
-  if (aligned) {
-    load_eight(values, row + channel);
-    return;
-  }
+struct alignas(16) Eight {
+  T values[8];
+};
+
+// Eight of a row's channels from `channel` on. Where the row has no more of them: zeros, or of an aligned row numbers that
+// mean nothing.
+template <bool kAligned, typename T>
+__device__ __forceinline__ Eight<T> load_channels(const T* row, int channel, int channels) {
+  if constexpr (kAligned) {
+    return *reinterpret_cast<const Eight<T>*>(row + (channel < channels ? channel : 0));
+  } else {
+    Eight<T> eight;
 #pragma unroll
-  for (int k = 0; k < 8; ++k) values[k] = channel + k < channels ? widen(row[channel + k]) : 0.0f;
+    for (int k = 0; k < 8; ++k) eight.values[k] = channel + k < channels ? row[channel + k] : narrow<T>(0.0f);
+    return eight;
+  }
 }
 
 // total (rows, columns): the gradient of y before statistics were made of it, for output channels from first_column on;
-// zeros for what there is not. Adds it to the thread's own joint_sums unless those are null.
-template <typename T>
+// zeros for what there is not. Adds it to the thread's own joint_sums unless those are null. A thread has kAhead frames
+// under way at once.
+template <int kAhead, bool kAligned, typename T>
 __device__ __forceinline__ void make_total(T* total, float* joint_sums, const float* offset, const float* factor,
                                            const GraphConvolutionGradients& gradients, const GraphConvolutionInput& input,
-                                           const BackwardPlan& plan, bool aligned, int64_t s, int tile,
-                                           int first_column) {
+                                           const BackwardPlan& plan, int64_t s, int tile, int first_column) {
   const GraphConvolutionShape& shape = input.shape;
   const int count = plan.frames.count(tile), channels = shape.out_channels;
   const int units = plan.total_groups * shape.joints * (plan.columns / 8);
@@ -214,29 +223,40 @@ __device__ __forceinline__ void make_total(T* total, float* joint_sums, const fl
   const int64_t first = (s * plan.frames.total + static_cast<int64_t>(tile) * plan.frames.frames_per_tile) * shape.joints;
   const T* y_gradient = static_cast<const T*>(gradients.y_gradient);
   const T* y = static_cast<const T*>(gradients.y);
+  const int groups = plan.total_groups;
+  const auto row_of = [&](int frame, int joint) {
+    return (first + (frame < count ? frame : 0) * shape.joints + joint) * channels;
+  };
   int number = threadIdx.x;
+#pragma unroll 1
   for (Place place = plan.total_steps.first(); place.frame < plan.total_groups; plan.total_steps.advance(place)) {
     const int column = 8 * place.unit, channel = first_column + column;
-    const bool is_inside = channel < channels;
     float sums[8] = {};
-    for (int frame = place.frame; frame < plan.frames.frames_per_tile; frame += plan.total_groups) {
-      const int row = frame * shape.joints + place.joint;
-      float values[8] = {};
-      if (frame < count && is_inside) {
-        const int64_t from = (first + row) * channels;
-        load_channels(values, y_gradient + from, channel, channels, aligned);
-        if (with_statistics) {
-          float outputs[8], factors[8], offsets[8];
-          load_channels(outputs, y + from, channel, channels, aligned);
-          load_eight(factors, factor + column);
-          load_eight(offsets, offset + column);
+#pragma unroll 1
+    for (int first_frame = place.frame; first_frame < plan.frames.frames_per_tile; first_frame += kAhead * groups) {
+      // All loads first, also those of frames that there are not.
+      Eight<T> y_gradients[kAhead], outputs[kAhead];
 #pragma unroll
-          for (int k = 0; k < 8; ++k) values[k] += fmaf(factors[k], outputs[k], offsets[k]);
-        }
-#pragma unroll
-        for (int k = 0; k < 8; ++k) sums[k] += values[k];
+      for (int a = 0; a < kAhead; ++a) {
+        const int64_t row = row_of(first_frame + a * groups, place.joint);
+        y_gradients[a] = load_channels<kAligned>(y_gradient + row, channel, channels);
+        if (with_statistics) outputs[a] = load_channels<kAligned>(y + row, channel, channels);
       }
-      store_eight(total + row * plan.total_stride + column, values);
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const int frame = first_frame + a * groups;
+        if (frame >= plan.frames.frames_per_tile) continue;
+        const int inside = frame < count ? channels - channel : 0;
+        float values[8];
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {
+          float value = widen(y_gradients[a].values[k]);
+          if (with_statistics) value += fmaf(factor[column + k], widen(outputs[a].values[k]), offset[column + k]);
+          values[k] = k < inside ? value : 0.0f;
+          sums[k] += values[k];
+        }
+        store_eight(total + (frame * shape.joints + place.joint) * plan.total_stride + column, values);
+      }
     }
     if (joint_sums) {
       float4* own = reinterpret_cast<float4*>(joint_sums);
@@ -426,8 +446,14 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
         if (c > column_begin) __syncthreads();
         if (!total_fits || chunk == chunk_begin) {
           const int first = (c - column_begin) * plan.columns;
-          make_total(total, chunk == chunk_begin ? joint_sums : nullptr, offset + first, factor + first, gradients, input,
-                     plan, aligned_output, s, tile, c * plan.columns);
+          float* own_sums = chunk == chunk_begin ? joint_sums : nullptr;
+          if (aligned_output) {
+            make_total<Traits::kAhead, true>(total, own_sums, offset + first, factor + first, gradients, input, plan, s,
+                                             tile, c * plan.columns);
+          } else {
+            make_total<1, false>(total, own_sums, offset + first, factor + first, gradients, input, plan, s, tile,
+                                 c * plan.columns);
+          }
         }
         if (kWithInput && !plan.keeps_weight) {
           load_weight(weight, plan.weight_stride, input, plan.chunks, plan.weight_steps, s, chunk, c * plan.columns,

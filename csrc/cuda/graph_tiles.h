@@ -346,6 +346,7 @@ __device__ __forceinline__ void load_weight(T* weight, int weight_stride, const 
                                             const DepthChunks& chunks, const BoxSteps& steps, int64_t s, int chunk,
                                             int first_column, int columns) {
   const GraphConvolutionShape& shape = input.shape;
+  const bool aligned = shape.in_channels % 4 == 0 && reinterpret_cast<uintptr_t>(input.weight) % 16 == 0;
   // "Frames" are output channels here, "joints" partitions and what follows the last one.
   for (Place place = steps.first(); place.frame < columns; steps.advance(place)) {
     const int column = first_column + place.frame, channel = chunk * chunks.channels + 4 * place.unit;
@@ -355,9 +356,19 @@ __device__ __forceinline__ void load_weight(T* weight, int weight_stride, const 
     if (place.joint < shape.partitions && column < shape.out_channels) {
       const float* row =
           input.weight + ((s * shape.partitions + place.joint) * shape.out_channels + column) * shape.in_channels;
+      if (aligned) {
+        if (channel < shape.in_channels) {
+          const float4 four = *reinterpret_cast<const float4*>(row + channel);
+          values[0] = four.x;
+          values[1] = four.y;
+          values[2] = four.z;
+          values[3] = four.w;
+        }
+      } else {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if (channel + k < shape.in_channels) values[k] = row[channel + k];
+        for (int k = 0; k < 4; ++k) {
+          if (channel + k < shape.in_channels) values[k] = row[channel + k];
+        }
       }
     }
     store_four(weight + place.frame * weight_stride + depth, values);
