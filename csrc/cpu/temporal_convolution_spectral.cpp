@@ -608,110 +608,6 @@ void release_matrix_tiles() {
   }
 }
 
-// ---- products left^T right of factors whose rows both are those of a slot, as they are or in pairs
-
-// What is multiplied at once: a number, or two of bfloat16, whose products the CPU adds.
-template <typename X, typename A>
-struct Word {
-  using Type = X;
-  using Left = Vec<A>;
-  using Right = Vec<A>;
-  static constexpr int kNumbers = 1;
-  static Left broadcast(const X* word) { return Vec<A>(*word); }
-  static Right load(const X* words) { return Vec<A>::loadu(words); }
-  static void multiply_add(const Left& left, const Right& right, Vec<A>& sum) {
-    sum = at::vec::fmadd(left, right, sum);
-  }
-};
-
-#ifdef CPU_CAPABILITY_AVX512
-template <>
-struct Word<at::BFloat16, float> {
-  using Type = PairBits;
-  using Left = __m512i;
-  using Right = __m512i;
-  static constexpr int kNumbers = 2;
-  static Left broadcast(const PairBits* word) { return _mm512_set1_epi32(static_cast<int>(*word)); }
-  static Right load(const PairBits* words) { return _mm512_loadu_si512(words); }
-  static void multiply_add(const Left& left, const Right& right, Vec<float>& sum) {
-    __m512 sums = sum;  // for the asm see round_two
-    asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(left), "v"(right));
-    sum = sums;
-  }
-};
-#endif
-
-template <typename X>
-bool multiplies_transposed() {
-#ifdef CPU_CAPABILITY_AVX512
-  if (std::is_same_v<X, at::BFloat16>) {
-    return matrix_product_detail::has_bfloat16_arithmetic() && !has_matrix_tiles<X>();
-  }
-#endif
-  return !std::is_same_v<X, at::BFloat16> && matrix_product_detail::kHasVectors;
-}
-
-// c (kRows, kVectors registers) = left^T right over `count` words, added to c if asked for; strides are in words.
-template <typename W, int kRows, int kVectors, typename A>
-inline void multiply_transposed_block(int64_t count, const typename W::Type* left, int64_t left_stride,
-                                      const typename W::Type* right, int64_t right_stride, A* c, int64_t ldc,
-                                      bool accumulate) {
-  Vec<A> sums[kRows][kVectors];
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      sums[i][v] = accumulate ? Vec<A>::loadu(c + i * ldc + v * Vec<A>::size()) : Vec<A>(A(0));
-    }
-  }
-  for (int64_t k = 0; k < count; ++k, left += left_stride, right += right_stride) {
-    typename W::Right columns[kVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      columns[v] = W::load(right + v * Vec<A>::size());
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      const typename W::Left row = W::broadcast(left + i);
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        W::multiply_add(row, columns[v], sums[i][v]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      sums[i][v].store(c + i * ldc + v * Vec<A>::size());
-    }
-  }
-}
-
-// The same for a panel, c (rows, width): a block of products is ready before that of c would come from where it is.
-template <typename W, typename A>
-void multiply_transposed(int64_t rows, int64_t width, int64_t count, const typename W::Type* left, int64_t left_stride,
-                         const typename W::Type* right, int64_t right_stride, A* c, bool accumulate) {
-  using matrix_product_detail::kRowBlock, matrix_product_detail::kVectors;
-  constexpr int64_t kLanes = Vec<A>::size(), kLine = 64 / static_cast<int64_t>(sizeof(A));
-  matrix_product_detail::for_row_blocks(rows, [&](auto block, int64_t row) {
-    constexpr int kRows = decltype(block)::value;
-    A* out = c + row * width;
-    for (int64_t i = 0; accumulate && i < kRows * width; i += kLine) {
-      __builtin_prefetch(out + 2 * kRowBlock * width + i, 1);
-    }
-    int64_t column = 0;
-    for (; column + kVectors * kLanes <= width; column += kVectors * kLanes) {
-      multiply_transposed_block<W, kRows, kVectors>(count, left + row, left_stride, right + column, right_stride,
-                                                    out + column, width, accumulate);
-    }
-    for (; column < width; column += 2 * kLanes) {
-      multiply_transposed_block<W, kRows, 2>(count, left + row, left_stride, right + column, right_stride,
-                                             out + column, width, accumulate);
-    }
-  });
-}
-
 // ---- the passes
 
 // What both passes share: where the rows of a chunk are.
@@ -949,7 +845,6 @@ class Backward : Chunks<X, A> {
         in_slot_(odd_lines<A>(rows_ * in_stride_)),
         out_slot_(odd_lines<X>(rows_ * out_stride_)),
         weight_slot_(odd_lines<A>(p.in_channels * padded<A>(p.out_channels))),
-        transposed_stride_(rows_ + 64 / static_cast<int64_t>(sizeof(X))),
         with_signal_gradient_(p.x_gradient != nullptr || p.scale_sums != nullptr),
         scale_(p.in_channels),
         shift_(p.in_channels),
@@ -962,7 +857,6 @@ class Backward : Chunks<X, A> {
         memory_(p.plan.products() * in_slot_),
         total_(kPaired ? p.plan.products() * out_slot_ : 0),
         total_as_right_(p.plan.products() * out_slot_),
-        transposed_(multiplies_transposed<X>() ? 0 : p.in_channels * transposed_stride_),
         weight_sums_(p.plan.products() * weight_slot_),
         folded_(2 * std::max(window_.folded_rows(), tile_.folded_rows()) * kColumnsAtATime),
         spectrum_(tile_.spectrum_rows() * kColumnsAtATime),
@@ -1116,27 +1010,11 @@ class Backward : Chunks<X, A> {
   // Adds signal^T total to the sums for the weights, and puts total weight^T where the signal was.
   void multiply_slot(int64_t rows, int64_t slot, const X* packed) {
     const X* right = total_as_right_.data() + slot * out_slot_;
-    const bool transposes = !multiplies_transposed<X>();
-    if (transposes) {
-      // In pairs of rows a word is two numbers of a column.
-      transpose_words<kNumbers * sizeof(X)>(divide_up(rows, kNumbers), p_.in_channels, signal(slot), in_stride_,
-                                            transposed_.data(), transposed_stride_ / kNumbers);
-    }
     for (int64_t column = 0; column < padded<A>(p_.out_channels); column += kPanel) {
-      A* panel = weight_sums_.data() + slot * weight_slot_ + column * p_.in_channels;
       const int64_t width = panel_width(column);
-      const X* from = right + kNumbers * column;
-      if (transposes) {
-        multiply(p_.in_channels, width, rows, transposed_.data(), transposed_stride_, from, out_stride_, panel, width,
-                 !is_first_chunk_);
-        continue;
-      }
-      using W = Word<X, A>;
-      if constexpr (W::kNumbers == kNumbers) {
-        multiply_transposed<W>(p_.in_channels, width, divide_up(rows, kNumbers),
-                               reinterpret_cast<const typename W::Type*>(signal(slot)), in_stride_,
-                               reinterpret_cast<const typename W::Type*>(from), out_stride_, panel, !is_first_chunk_);
-      }
+      multiply_transposed(
+          p_.in_channels, width, rows, signal(slot), in_stride_, right + kNumbers * column, out_stride_,
+          weight_sums_.data() + slot * weight_slot_ + column * p_.in_channels, width, !is_first_chunk_);
     }
     if (with_signal_gradient_) {
       weights_.multiply_left(rows, kPaired ? total_.data() + slot * out_slot_ : right, out_stride_, packed,
@@ -1195,7 +1073,7 @@ class Backward : Chunks<X, A> {
   const SpectralBackward& p_;
   const Points<A> window_, tile_, taps_;
   const PackedWeights<X, A> weights_;
-  const int64_t rows_, in_slot_, out_slot_, weight_slot_, transposed_stride_;
+  const int64_t rows_, in_slot_, out_slot_, weight_slot_;
   const bool with_signal_gradient_;
   int64_t stream_ = 0;
   bool is_first_chunk_ = true;
@@ -1203,7 +1081,6 @@ class Backward : Chunks<X, A> {
   Workspace<A> memory_;          // (products, rows, channels)
   Workspace<X> total_;           // (products, rows, channels), for bfloat16 alone
   Workspace<X> total_as_right_;  // likewise, for bfloat16 in pairs of rows
-  Workspace<X> transposed_;      // (channels, rows) of a slot of the signal, where it must be so
   Workspace<A> weight_sums_;     // (products, in_channels, out_channels)
   Workspace<A> folded_, spectrum_, values_;  // of a row or two
 };
