@@ -10,8 +10,8 @@ struct ActivationInput {
   const float* shift;
 };
 
-// gradient + mean_gradient / n + (2 / n) variance_gradient (y - mean), of n values a channel and stream. mean_gradient and
-// variance_gradient (S, C) may be null; y and mean are only read beside the latter.
+// gradient + mean_gradient / n + (2 / n) variance_gradient (y - mean), of n values a channel and stream. mean_gradient
+// and variance_gradient (S, C) may be null; y and mean are only read beside the latter.
 struct GradientInput {
   const void* y;
   const float* mean;

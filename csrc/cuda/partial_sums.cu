@@ -40,8 +40,8 @@ cudaError_t add_partial_sums(float* sums, const PartialSums& parts, cudaStream_t
   const int64_t blocks = parts.streams * blocks_of_stream;
   if (blocks > INT32_MAX || parts.count < 0 || parts.pitch < parts.size) return cudaErrorInvalidValue;
   if (blocks == 0) return cudaSuccess;
-  return IKEM_LAUNCH(add_partial_sums_kernel, dim3(static_cast<unsigned>(blocks)), dim3(PartialSumsTraits::kThreads), 0, stream,
-                     sums, parts, blocks_of_stream);
+  return IKEM_LAUNCH(add_partial_sums_kernel, dim3(static_cast<unsigned>(blocks)), dim3(PartialSumsTraits::kThreads), 0,
+                     stream, sums, parts, blocks_of_stream);
 }
 
 }  // namespace ikem_fast::cuda

@@ -23,8 +23,8 @@ struct Traits {
 
 __host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-// A block takes a sequence of a stream and up to kWide times `lanes` channels, in each of `groups` groups of threads one row
-// at a time.
+// A block takes a sequence of a stream and up to kWide times `lanes` channels, in each of `groups` groups of threads one
+// row at a time.
 struct Split {
   int lanes, groups, chunks;
   int threads() const { return lanes * groups; }
@@ -83,8 +83,8 @@ __device__ __forceinline__ int64_t pair_at(const SpectralShape& shape, const Pla
   return ((place.stream * shape.frequencies + f) * shape.rows() + in_stream) * 2 * shape.channels + place.channel;
 }
 
-// Goes to kernels by value, where multiply-adds take its numbers from without a load. In rows of kPoints, zeros past the
-// points.
+// Goes to kernels by value, from where multiply-adds take its numbers without a load. In rows of kPoints, zeros past
+// the points.
 template <int kPoints>
 struct Basis {
   float values[(1 + 2 * kMaxSpectralFrequencies) * kPoints];
@@ -123,7 +123,8 @@ __device__ __forceinline__ void store(T* to, const float (&values)[Traits::kWide
 
 // A sum of each of a thread's channels over the block's groups, in their order; group 0 gets it. `shared` holds kWide
 // numbers for each thread.
-__device__ __forceinline__ void add_groups(float (&sums)[Traits::kWide], float* shared, const Place& place, const Split& split) {
+__device__ __forceinline__ void add_groups(float (&sums)[Traits::kWide], float* shared, const Place& place,
+                                           const Split& split) {
   __syncthreads();
   store(shared + Traits::kWide * threadIdx.x, sums);
   __syncthreads();
@@ -283,8 +284,8 @@ struct ChannelMoments {
 #pragma unroll
     for (int k = 0; k < Traits::kWide; ++k) mean[k] = deviation[k] = 0.0f;
   }
-  __device__ __forceinline__ void join(const float (&other_mean)[Traits::kWide], const float (&other_deviation)[Traits::kWide],
-                                       float other_count) {
+  __device__ __forceinline__ void join(const float (&other_mean)[Traits::kWide],
+                                       const float (&other_deviation)[Traits::kWide], float other_count) {
     const float share = other_count / (count + other_count), weight = count * share;
 #pragma unroll
     for (int k = 0; k < Traits::kWide; ++k) {
@@ -466,8 +467,8 @@ using TapBasis = Basis<kMaxSpectralTaps>;
 // Shared memory of the kernels below: the block's weights, output channel by output channel.
 __host__ __device__ constexpr int weight_stride(int taps) { return Traits::kInTile * taps + 1; }
 
-// Calls visit(place in the block's weights, place in the tensor) for all of the block's weights, neighbours in the tensor
-// by neighbouring threads.
+// Calls visit(place in the block's weights, place in the tensor) for all of the block's weights, neighbours in the
+// tensor by neighbouring threads.
 template <typename Visit>
 __device__ __forceinline__ void for_each_weight(const SpectralWeights& weights, const WeightPlace& place,
                                                 Visit visit) {
@@ -562,7 +563,8 @@ __global__ void __launch_bounds__(Traits::kWeightThreads)
 
 bool fits(const SpectralShape& shape, ElementType type) {
   const int64_t blocks = shape.streams * shape.sequences * divide_up(shape.channels, Traits::kWide);
-  return type != ElementType::kDouble && shape.channels > 0 && shape.channels % Traits::kWide == 0 && shape.tile_frames > 0 &&
+  return type != ElementType::kDouble && shape.channels > 0 && shape.channels % Traits::kWide == 0 &&
+         shape.tile_frames > 0 &&
          shape.tile_frames <= kMaxSpectralTile && shape.lead >= 0 &&
          shape.tile_frames + 2 * shape.lead <= kMaxSpectralWindow && shape.frequencies >= 0 &&
          shape.frequencies <= kMaxSpectralFrequencies && shape.frames > 0 && shape.joints > 0 && blocks <= INT32_MAX &&

@@ -50,8 +50,9 @@ struct SpectralSlots {
 
 // All bases are in host memory, and read before the launchers return.
 
-// Frames to slots, with a basis (N, window). x (S, sequences, T, V, C) goes through `activation` if that has a scale, else through `gradient` if
-// that is not null. Then sums (S, sequences, C), unless null, is that gradient added up over each sequence.
+// Frames to slots, with a basis (N, window). x (S, sequences, T, V, C) goes through `activation` if that has a scale,
+// else through `gradient` if that is not null. Then sums (S, sequences, C), unless null, is that gradient added up over
+// each sequence.
 cudaError_t spectral_slots(const SpectralSlots& slots, const double* basis, const void* x, ElementType type,
                            const ActivationInput& activation, const GradientInput* gradient, float* sums,
                            const SpectralShape& shape, cudaStream_t stream);
@@ -70,8 +71,8 @@ struct SpectralResult {
 cudaError_t spectral_frames(const SpectralResult& result, const SpectralSlots& slots, const double* basis,
                             ElementType type, const SpectralShape& shape, cudaStream_t stream);
 
-// What becomes of the frames of a backward pass, the gradient of the activation: without a scale it is x's gradient, else
-// x's gradient is scale * gradient where scale x + shift > 0, and 0 elsewhere.
+// What becomes of the frames of a backward pass, the gradient of the activation: without a scale it is x's gradient,
+// else x's gradient is scale * gradient where scale x + shift > 0, and 0 elsewhere.
 struct SpectralGradient {
   void* x_gradient;  // (S, sequences, T, V, C), or null
   const void* x;     // likewise; read beside a scale
@@ -84,8 +85,8 @@ cudaError_t spectral_x_gradient(const SpectralGradient& gradient, const Spectral
                                 ElementType type, const SpectralShape& shape, cudaStream_t stream);
 
 // The weights' slots. basis (N, K): the constant, and a cosine and a sine of every frequency. With U the spectrum of
-// weight (S, C_out, C_in, K), single (S, C_in, C_out) is its constant and pairs (S, F, 2 C_in, 2 C_out) are the matrices
-// (Re U, Im U; -Im U, Re U), as float or bfloat16.
+// weight (S, C_out, C_in, K), single (S, C_in, C_out) is its constant and pairs (S, F, 2 C_in, 2 C_out) are the
+// matrices (Re U, Im U; -Im U, Re U), as float or bfloat16.
 struct SpectralWeights {
   int64_t streams;
   int in_channels;
@@ -97,8 +98,8 @@ struct SpectralWeights {
 cudaError_t spectral_weights(void* single, void* pairs, ElementType type, const float* weight, const double* basis,
                              const SpectralWeights& weights, cudaStream_t stream);
 
-// The transpose of spectral_weights: the gradient (S, C_out, C_in, K) from those of single (S, single_parts, C_in, C_out)
-// and pairs (S, F, pair_parts, 2 C_in, 2 C_out), which count with the sum of their parts.
+// The transpose of spectral_weights: the gradient (S, C_out, C_in, K) from those of single (S, single_parts, C_in,
+// C_out) and pairs (S, F, pair_parts, 2 C_in, 2 C_out), which count with the sum of their parts.
 cudaError_t spectral_weight_gradient(float* weight_gradient, const float* single, int single_parts, const float* pairs,
                                      int pair_parts, const double* basis, const SpectralWeights& weights,
                                      cudaStream_t stream);

@@ -13,8 +13,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Some sequences of each stream of a tensor (S, B, T, V, C), or what is kept for each of them: (S, B, ...), dense but for
-// the first stride, which is a whole number of sequences.
+// Some sequences of each stream of a tensor (S, B, T, V, C), or what is kept for each of them: (S, B, ...), dense but
+// for the first stride, which is a whole number of sequences.
 void check_sequences(const char* name, const Tensor& tensor, const Tensor& reference, ScalarType type,
                      const std::vector<int64_t>& sizes, int64_t stream_sequences) {
   bool fits = tensor.scalar_type() == type && tensor.dim() == static_cast<int64_t>(sizes.size()) && tensor.is_cuda() &&
@@ -29,8 +29,8 @@ void check_sequences(const char* name, const Tensor& tensor, const Tensor& refer
     fits = tensor.size(0) == sizes[0] && (sizes[0] == 1 || sizes[1] == 0 ||
                                           tensor.stride(0) == stream_sequences * of_sequence);
   }
-  STD_TORCH_CHECK(fits, name, " must be dense sequences like the other tensors, ", stream_sequences, " in a stream, on CUDA ",
-                  reference.get_device_index(), ", got ", describe_sizes(tensor), " of dtype number ",
+  STD_TORCH_CHECK(fits, name, " must be dense sequences like the other tensors, ", stream_sequences,
+                  " in a stream, on CUDA ", reference.get_device_index(), ", got ", describe_sizes(tensor), " of dtype number ",
                   static_cast<int>(tensor.scalar_type()));
 }
 

@@ -61,8 +61,8 @@ struct FrameTile {
 };
 
 // Results are cut into tiles of frames and joints of one sequence; a block makes a column tile of some of them, one
-// after another. A tile takes `passes`: in pass p its frames first + p + passes * u, as rows (u, joint) of a product for
-// each of some taps, whose left factor begins at some row of the source tile.
+// after another. A tile takes `passes`: in pass p its frames first + p + passes * u, as rows (u, joint) of a product
+// for each of some taps, whose left factor begins at some row of the source tile.
 struct Tiling {
   int frames, joints;  // of a tile
   int frame_parts, joint_parts, column_tiles;
@@ -78,7 +78,9 @@ struct Tiling {
 
   __host__ __device__ int parts() const { return frame_parts * joint_parts; }
   // Tap number m of a pass is the kernel's tap first_tap(p) + m * tap_step.
-  __host__ __device__ int first_tap(int pass, int taps) const { return tap_step > 1 ? (pass + taps / 2) % tap_step : 0; }
+  __host__ __device__ int first_tap(int pass, int taps) const {
+    return tap_step > 1 ? (pass + taps / 2) % tap_step : 0;
+  }
   __host__ __device__ int taps_of_pass(int pass, int taps) const {
     const int first = first_tap(pass, taps);
     return first < taps ? (taps - 1 - first) / tap_step + 1 : 0;
@@ -325,8 +327,8 @@ __device__ __forceinline__ void load_stage(T* shared, const ConvolutionArguments
 }
 
 // Calls visit(values, offset in the tensor) for each vector of a group of kColumns results, of which `values` are a
-// lane's own kPerVector channels, from `channel` on, of one row, for all num_rows rows of a pass that are the warp's. By way
-// of 16 rows of staging. `sums` come back as they were.
+// lane's own kPerVector channels, from `channel` on, of one row, for all num_rows rows of a pass that are the warp's. By
+// way of 16 rows of staging. `sums` come back as they were.
 template <typename T, int kColumns, int kM, int kN, typename Visit>
 __device__ __forceinline__ void for_each_result(Accumulators<kM, kN>& sums, float* staging,
                                                 const ConvolutionArguments& arguments, const Item& item, int pass,
@@ -454,7 +456,9 @@ __device__ __forceinline__ void finish_convolution(Accumulators<Product<kN>::kM,
           if (result.with_statistics) moments.add(values);
           if (result.output_scale) {
             Vector<T> residual = zero_vector<T>();
-            if (result.residual) residual = *reinterpret_cast<const Vector<T>*>(static_cast<const T*>(result.residual) + at);
+            if (result.residual) {
+              residual = *reinterpret_cast<const Vector<T>*>(static_cast<const T*>(result.residual) + at);
+            }
 #pragma unroll
             for (int i = 0; i < kCount; ++i) {
               const int64_t place = item.stream * channels + channel + i;
@@ -654,7 +658,8 @@ __global__ void __launch_bounds__(kWarpSize * Traits::kMostWarps, Product<kN>::k
             const int shift = kBackward ? (pass + middle - tap) / shape.stride : tap;
             const int from = kBackward ? shift + item.first_frame / shape.stride - tile.first : tap;
             const int step = kBackward ? 1 : shape.stride;
-            if (tile.first + last_u * step + from < 0 || tile.first + first_u * step + from >= arguments.source.frames) {
+            if (tile.first + last_u * step + from < 0 ||
+                tile.first + first_u * step + from >= arguments.source.frames) {
               continue;
             }
             const int begin = (kBackward ? from : tap % shape.stride * tile.phase_frames + tap / shape.stride) *
@@ -932,7 +937,7 @@ FrameTile gradient_source_of(const TemporalConvolutionShape& shape, int frames) 
   return {lowest, 1, 1, frames / shape.stride + highest - lowest};
 }
 
-// Rows of a tile in shared memory, of which its products read up to a whole number of `step` rows past where they begin.
+// Rows of a tile in shared memory, of which its products read whole numbers of `step` rows from where they begin.
 int rows_with_tail(const FrameTile& source, int passes, int all_frames, int all_joints, int frames, int joints,
                    int step) {
   int most = 0;
@@ -1031,14 +1036,15 @@ bool plan_product(Tiling& tiling, const TemporalConvolutionShape& shape, int ele
         rows_with_tail(tiling.source, tiling.passes, result_frames, shape.joints, frames, joints, P::kRows);
     tiling.warps = divide_up(frames / tiling.passes * joints, P::kRows);
     const int floats =
-        tiling.warps * (16 * tile_stride<float>(P::kGroupColumns) + (backward ? 2 : 3) * P::kColumns) + 2 * tiling.depth;
+        tiling.warps * (16 * tile_stride<float>(P::kGroupColumns) + (backward ? 2 : 3) * P::kColumns) +
+        2 * tiling.depth;
     tiling.shared_bytes =
         (tiling.source_rows * stride_of(tiling.chunk) + smaller(tiling.stages, 2) * tiling.stage_size) * element_size +
         floats * static_cast<int>(sizeof(float));
   };
   int frames = 0, joints = 0;
   for (int most_bytes : {half_of_shared(shape), shape.shared_bytes}) {
-    const bool found = find_tile(frames, joints, result_frames, shape.joints, tiling.passes, [&](int f, int v, double& cost) {
+    const auto try_tile = [&](int f, int v, double& cost) {
       if (static_cast<int64_t>(f / tiling.passes) * v > P::kRows * Traits::kMostWarps) return false;
       if (static_cast<int64_t>(f) * shape.stride * v > 1 << 20) return false;
       set_tile(f, v);
@@ -1048,8 +1054,8 @@ bool plan_product(Tiling& tiling, const TemporalConvolutionShape& shape, int ele
              product_ticks(rows * P::kColumns * tiling.depth * shape.taps / tiling.tap_step, element_size) + kItemTicks;
       cost *= tiling.parts() / speed(shape, tiling.warps, P::kBlocks * Traits::kMostWarps, tiling.shared_bytes);
       return tiling.shared_bytes <= most_bytes;
-    });
-    if (!found) continue;
+    };
+    if (!find_tile(frames, joints, result_frames, shape.joints, tiling.passes, try_tile)) continue;
     set_tile(frames, joints);
     const int64_t items = shape.sequences * tiling.parts();
     int64_t slots = shape.streams > 0 ? 4 * Traits::kWantedBlocks / shape.streams : 0;
@@ -1084,11 +1090,12 @@ bool plan_sums(SumArguments& arguments, const TemporalConvolutionShape& shape, i
     tiling.source = source_of(shape, frames);
     tiling.source_rows = rows_with_tail(tiling.source, 1, shape.out_frames(), shape.joints, frames, joints, 16);
     tiling.gradient_rows = round_up(frames * joints, 16);
-    const int tiles = (tiling.source_rows * stride_of(tiling.tile_in()) + tiling.gradient_rows * stride_of(tiling.tile_out())) *
+    const int tiles = (tiling.source_rows * stride_of(tiling.tile_in()) +
+                       tiling.gradient_rows * stride_of(tiling.tile_out())) *
                           element_size +
                       2 * (tiling.tile_in() + tiling.tile_out()) * static_cast<int>(sizeof(float));
-    const int exchange =
-        static_cast<int>(sizeof(WarpSums)) * kWarpSize * (tiling.row_groups > 1 ? tiling.out_groups * tiling.in_groups : 0);
+    const int exchanged_units = tiling.row_groups > 1 ? tiling.out_groups * tiling.in_groups : 0;
+    const int exchange = static_cast<int>(sizeof(WarpSums)) * kWarpSize * exchanged_units;
     const int of_threads = tiling.warps() * kWarpSize * 16 / element_size * 4;
     tiling.shared_bytes = tiles > exchange ? tiles : exchange;
     if (of_threads > tiling.shared_bytes) tiling.shared_bytes = of_threads;
@@ -1101,8 +1108,9 @@ bool plan_sums(SumArguments& arguments, const TemporalConvolutionShape& shape, i
       cost = load_ticks((static_cast<double>(tiling.source.phases) * tiling.source.phase_frames * v *
                              tiling.tile_in() +
                          2.0 * f * v * tiling.tile_out()) * element_size) +
-             product_ticks(static_cast<double>(tiling.gradient_rows) * tiling.tile_out() * tiling.tile_in() * shape.taps,
-                           element_size) +
+             product_ticks(
+                 static_cast<double>(tiling.gradient_rows) * tiling.tile_out() * tiling.tile_in() * shape.taps,
+                 element_size) +
              kItemTicks;
       cost *= tiling.parts() / speed(shape, tiling.warps(), 2 * Traits::kSumWarps, tiling.shared_bytes);
       return tiling.shared_bytes <= most_bytes;

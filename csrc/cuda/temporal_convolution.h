@@ -1,5 +1,5 @@
-// Convolution over frames on CUDA, tap by tap of the kernel as products of tiles in shared memory: the launchers, on raw
-// pointers.
+// Convolution over frames on CUDA, tap by tap of the kernel as products of tiles in shared memory: the launchers, on
+// raw pointers.
 #pragma once
 
 #include <driver_types.h>
@@ -57,7 +57,7 @@ cudaError_t temporal_convolution(const TemporalConvolutionResult& result, const 
                                  const ActivationInput& activation, const void* packed_weights,
                                  const TemporalConvolutionShape& shape, cudaStream_t stream);
 
-// The gradient of the activation's input: of x, scaled where the activation has a scale; and of the scale and the shift.
+// The gradients of x, scaled where the activation has a scale, and of scale and shift.
 struct TemporalXGradient {
   void* x_gradient;         // (S, B, T, V, C_in), or null
   float* coefficient_sums;  // scratch memory; read with the two below, like them only where there is a scale

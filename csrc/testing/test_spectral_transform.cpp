@@ -1,7 +1,7 @@
 // TEST-ONLY: the CUDA kernels of spectral_transform, one by one against plain loops in double, over sizes and thread
 // schedules; bases are random numbers, as the kernels do not know what they are.
-// Usage: test_spectral_transform [SEEDS [FILE]]. One translation unit: it includes the kernels, or a copy with a planted
-// bug.
+// Usage: test_spectral_transform [SEEDS [FILE]]. One translation unit: it includes the kernels, or a copy with a
+// planted bug.
 #ifndef KERNEL_SOURCE
 #define KERNEL_SOURCE "cuda/spectral_transform.cu"
 #endif
@@ -75,7 +75,7 @@ class Checker {
   }
 
   void check_all() {
-    // Unless it is the whole batch, the second half of the sequences of longer tensors.
+    // Unless they are all of a stream, its last sequences.
     bool right = true;
     for (int mode = 0; mode < 5; ++mode) right = check_slots(mode) && right;
     for (int mode = 0; mode < 4; ++mode) right = check_frames(mode) && right;
@@ -115,7 +115,8 @@ class Checker {
   // -1 for a frame that is not there; of tensors from frames_start() on.
   int64_t frame_at(int64_t stream, int64_t sequence, int frame, int joint, int channel) const {
     if (frame < 0 || frame >= s_.frames) return -1;
-    return (((stream * s_.stream_sequences + sequence) * s_.frames + frame) * s_.joints + joint) * s_.channels + channel;
+    const int64_t of_stream = (stream * s_.stream_sequences + sequence) * s_.frames + frame;
+    return (of_stream * s_.joints + joint) * s_.channels + channel;
   }
   int64_t single_at(int64_t stream, int64_t row, int channel) const {
     return (stream * s_.rows() + row) * s_.channels + channel;
@@ -184,7 +185,8 @@ class Checker {
           double sum = basis[j] * exact(single[single_at(stream, row, channel)]);
           for (int f = 0; f < s_.frequencies; ++f) {
             for (int part = 0; part < 2; ++part) {
-              sum += basis[(1 + 2 * f + part) * s_.tile_frames + j] * exact(pairs[pair_at(stream, f, row, part, channel)]);
+              const double factor = basis[(1 + 2 * f + part) * s_.tile_frames + j];
+              sum += factor * exact(pairs[pair_at(stream, f, row, part, channel)]);
             }
           }
           frames[frames_start() + at] = sum;
@@ -286,7 +288,8 @@ void check_weights(const SpectralWeights& w, int single_parts, int pair_parts) {
   const int num_slots = 1 + 2 * w.frequencies;
   const int64_t num_single = w.streams * w.in_channels * w.out_channels, num_pairs = 4 * w.frequencies * num_single;
   const std::vector<double> basis = draw<double>(num_slots * w.taps);
-  const std::vector<float> weight = draw<float>(num_single * w.taps), of_single = draw<float>(num_single * single_parts);
+  const std::vector<float> weight = draw<float>(num_single * w.taps);
+  const std::vector<float> of_single = draw<float>(num_single * single_parts);
   const std::vector<float> of_pairs = draw<float>(num_pairs * pair_parts);
   DeviceBuffer<float> given(weight), given_single(of_single), given_pairs(of_pairs), gradient(weight.size());
   DeviceBuffer<T> single(num_single), pairs(num_pairs);

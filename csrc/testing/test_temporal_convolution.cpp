@@ -1,6 +1,6 @@
 // TEST-ONLY: the CUDA kernels of temporal_convolution against plain loops in double, over sizes and thread schedules.
-// Usage: test_temporal_convolution [SEEDS [FILE]]. One translation unit: it includes the kernels, or a copy with a planted
-// bug.
+// Usage: test_temporal_convolution [SEEDS [FILE]]. One translation unit: it includes the kernels, or a copy with a
+// planted bug.
 #ifndef KERNEL_SOURCE
 #define KERNEL_SOURCE "cuda/temporal_convolution.cu"
 #endif
@@ -163,7 +163,7 @@ class Checker {
     if (!(worst <= tolerance * largest)) fail(what, worst, tolerance * largest);
   }
 
-  // Calls visit(place of y, place of x, place of the weight) for all products, without x's channels and weights' channels.
+  // Calls visit(place of y, place of x, place of the weight) for all products.
   template <typename Visit>
   void for_each_product(Visit visit) const {
     for (int64_t sequence = 0; sequence < s_.streams * s_.sequences; ++sequence) {
