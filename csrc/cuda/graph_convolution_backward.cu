@@ -7,8 +7,8 @@ namespace ikem_fast::cuda {
 
 namespace {
 
-// What a launch makes: the gradient of x and the sums over edges, or the weight gradient and the sums over joints, or both
-// in one pass where the weight gradient fits into a block's registers.
+// What a launch makes: the gradient of x and the sums over edges, or the weight gradient and the sums over joints, or
+// both in one pass where the weight gradient fits into a block's registers.
 enum class Part { kInput, kWeight, kBoth };
 
 // Tiles of kRows rows; a depth chunk has kDepth columns.
@@ -49,7 +49,9 @@ struct BackwardPlan {
   bool keeps_weight;                    // of all chunks, in shared memory
   int shared_bytes;
 
-  __host__ __device__ int64_t weight_size() const { return static_cast<int64_t>(column_chunks) * chunks.count * columns * chunks.depth; }
+  __host__ __device__ int64_t weight_size() const {
+    return static_cast<int64_t>(column_chunks) * chunks.count * columns * chunks.depth;
+  }
 };
 
 // Most running sums in shared memory; more of them lie in the workspace.
@@ -97,11 +99,15 @@ BackwardPlan make_plan(const GraphConvolutionShape& shape, const GraphConvolutio
       plan.joint_begins = shared.take(sizeof(int) * (shape.joints + 1));
     }
     plan.edge_sum_count = shape.edges * (plan.chunks.channels / 8) * plan.gather_groups;
-    if (!is_lean && plan.edge_sum_count <= kMostEdgeSums) plan.edge_sums = shared.take(sizeof(float) * plan.edge_sum_count);
+    if (!is_lean && plan.edge_sum_count <= kMostEdgeSums) {
+      plan.edge_sums = shared.take(sizeof(float) * plan.edge_sum_count);
+    }
   }
   if (Traits::kWithWeight) {
     plan.joint_sum_count = shape.joints * plan.columns * plan.total_groups;
-    if (!is_lean && plan.joint_sum_count <= kMostJointSums) plan.joint_sums = shared.take(sizeof(float) * plan.joint_sum_count);
+    if (!is_lean && plan.joint_sum_count <= kMostJointSums) {
+      plan.joint_sums = shared.take(sizeof(float) * plan.joint_sum_count);
+    }
   }
   // Twice: what comes next is on its way while the gradient of x is made.
   plan.x = shared.take(sizeof(T) * 2 * frames * shape.joints * plan.chunks.channels);
@@ -117,7 +123,8 @@ BackwardPlan make_plan(const GraphConvolutionShape& shape, const GraphConvolutio
                       (plan.shared_bytes + GraphTraits::kReservedBytes);
   const int resident = fitting < 1 ? 1 : fitting < Traits::kBlocks ? fitting : Traits::kBlocks;
   plan.siblings = Traits::kPart == Part::kWeight ? plan.column_chunks * plan.chunk_groups : 1;
-  const int64_t block_sums = (plan.edge_sums < 0 ? plan.edge_sum_count : 0) + (plan.joint_sums < 0 ? plan.joint_sum_count : 0);
+  const int64_t block_sums =
+      (plan.edge_sums < 0 ? plan.edge_sum_count : 0) + (plan.joint_sums < 0 ? plan.joint_sum_count : 0);
   int64_t blocks = static_cast<int64_t>(resident) * device.multiprocessors;
   if (block_sums * blocks > kMostBlockSums) blocks = kMostBlockSums / block_sums;
   const int64_t splits = blocks / (shape.streams * plan.siblings);
@@ -195,8 +202,8 @@ struct alignas(16) Eight {
   T values[8];
 };
 
-// Eight of a row's channels from `channel` on. Where the row has no more of them: zeros, or of an aligned row numbers that
-// mean nothing.
+// Eight of a row's channels from `channel` on. Where the row has no more of them: zeros, or of an aligned row numbers
+// that mean nothing.
 template <bool kAligned, typename T>
 __device__ __forceinline__ Eight<T> load_channels(const T* row, int channel, int channels) {
   if constexpr (kAligned) {
@@ -481,7 +488,9 @@ __global__ void __launch_bounds__(GraphTraits::kThreads, Traits::kBlocks)
                 u + row * plan.u_stride + half, plan.u_stride, part_rows);
           }
           // Chunks take turns at the first place, so that no number of a register is known only at run time.
-          if (Traits::kChunks == 2 && chunk_end - chunk_begin == 2) swap_sums(weight_sums[0], weight_sums[1 % Traits::kChunks]);
+          if (Traits::kChunks == 2 && chunk_end - chunk_begin == 2) {
+            swap_sums(weight_sums[0], weight_sums[1 % Traits::kChunks]);
+          }
         }
         if constexpr (!kWithWeight) {
           const T* own = weight + (plan.keeps_weight ? chunk * plan.column_chunks + c : 0) * plan.columns *
@@ -797,8 +806,9 @@ cudaError_t graph_convolution_backward(const GraphConvolutionGradients& gradient
           using T = typename Traits::Element;
           const int64_t blocks = shape.streams * plan.splits * plan.siblings;
           if (blocks > INT32_MAX || plan.shared_bytes > device.shared_bytes) return cudaErrorInvalidValue;
-          const cudaError_t refusal = cudaFuncSetAttribute(
-              (graph_convolution_backward_kernel<Traits>), cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
+          const cudaError_t refusal =
+              cudaFuncSetAttribute((graph_convolution_backward_kernel<Traits>),
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
           if (refusal != cudaSuccess) return refusal;
           const bool aligned_output = shape.out_channels % 8 == 0 && is_aligned(gradients.y, 16) &&
                                       is_aligned(gradients.y_gradient, 16);
@@ -820,7 +830,8 @@ cudaError_t graph_convolution_backward(const GraphConvolutionGradients& gradient
   const SummedSlots of_joints = summed(places.joints, places.joint_sum, weight.splits,
                                        static_cast<int64_t>(shape.joints) * shape.out_channels);
   const SummedSlots of_edges = summed(places.edges, places.edge_sum, of_input.splits, shape.edges);
-  const int64_t sum_blocks = shape.streams * (static_cast<int64_t>(of_weight.blocks) + of_joints.blocks + of_edges.blocks);
+  const int64_t sum_blocks =
+      shape.streams * (static_cast<int64_t>(of_weight.blocks) + of_joints.blocks + of_edges.blocks);
   if (sum_blocks > INT32_MAX) return cudaErrorInvalidValue;
   const cudaError_t error = IKEM_LAUNCH(graph_sum_slots_kernel, dim3(static_cast<unsigned>(sum_blocks)),
                                         dim3(SumTraits::kThreads), 0, stream, of_weight, of_joints, of_edges);

@@ -1,5 +1,5 @@
-// What the kernels of graph_convolution and of its gradients share: the graph in shared memory, tiles of whole frames, and
-// the sums over edges of a tile's rows. Row f * V + v of a tile is joint v of its frame number f.
+// What the kernels of graph_convolution and of its gradients share: the graph in shared memory, tiles of whole frames,
+// and the sums over edges of a tile's rows. Row f * V + v of a tile is joint v of its frame number f.
 #pragma once
 
 #include <string.h>
@@ -266,8 +266,8 @@ struct FrameTiles {
 // not. `steps` are those of vectors of 16 bytes. The copy is there after cp_async_wait and a barrier.
 template <typename T>
 __device__ __forceinline__ void start_input(T* x, const GraphConvolutionInput& input, const FrameTiles& frames,
-                                            const DepthChunks& chunks, const BoxSteps& steps, int packed_first, bool aligned,
-                                            int64_t s, int tile, int chunk) {
+                                            const DepthChunks& chunks, const BoxSteps& steps, int packed_first,
+                                            bool aligned, int64_t s, int tile, int chunk) {
   constexpr int kVector = 16 / sizeof(T);
   const T* from = static_cast<const T*>(input.x);
   const int count = frames.count(tile), first_frame = tile * frames.frames_per_tile;

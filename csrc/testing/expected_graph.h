@@ -26,7 +26,7 @@ T rounded(double value) {
 
 struct GraphCase {
   ikem_fast::cuda::GraphConvolutionShape shape;  // the number of edges comes from degree
-  double degree;                                 // edges that lead to a joint in a partition, on average; -1: the identity
+  double degree;                                 // edges to a joint in a partition, on average; -1: the identity
   ikem_fast::cuda::GraphConvolutionDevice device;
   bool whole_numbers = false;  // small ones, for which all arithmetic is exact
 };

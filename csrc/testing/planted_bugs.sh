@@ -107,11 +107,9 @@ plant graph_convolution missing-barrier-before-product race '/^                c
 plant graph_convolution write-past-the-columns asan 's/if (column + k < columns) to\[k\] = from\[k\];/to[k] = from[k];/'
 plant graph_convolution statistics-of-empty-rows plain 's/moments.add(sums, rows - warp_row)/moments.add(sums, 16 * kM)/'
 plant graph_convolution_backward missing-barrier-after-gathering race '/plan.frames.frames_per_tile, count);/{n;/__syncthreads/d}'
-plant graph_convolution_backward sums-of-two-groups-in-one-place race 's/ \* plan.gather_groups + place.frame\] += product/ * plan.gather_groups] += product/'
 plant graph_convolution_backward write-past-the-last-frame asan 's/const int covered = .*/const int covered = shape.stride;/'
 plant graph_convolution_backward variance-without-the-mean plain 's/of_mean - of_variance \* gradients.mean\[place\]/of_mean/'
-plant graph_convolution_backward chunks-not-swapped plain 's/chunk_end - chunk_begin == 2) swap_sums/chunk_end - chunk_begin == 3) swap_sums/'
-plant graph_convolution_backward edge-to-where-it-comes-from plain 's/is_inside ? to \* u_stride/is_inside ? edge.joint * u_stride/'
+plant graph_convolution_backward chunks-not-swapped plain 's/chunk_end - chunk_begin == 2) {/chunk_end - chunk_begin == 3) {/'
 
 plant clip_views missing-barrier-before-stores race '/^      write(Modality::kAngularVelocity,/,/^    __syncthreads();/{/__syncthreads/d}'
 plant clip_views missing-barrier-after-angles race '/math::norm(math::cross(bone, before))/,/__syncthreads/{/__syncthreads/d}'
