@@ -10,7 +10,7 @@ from ikem_fast import _extension
 from ikem_fast.ops._checks import as_computed, check_constant, computed_dtype, describe
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-_MOST_JOINTS_ON_CUDA = 128
+_MOST_JOINTS_ON_CUDA, _MOST_PARTITIONS_ON_CUDA = 128, 12
 
 
 def graph_edges(adjacency: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def graph_convolution(
     """
     _check_arguments(x, weight, bias, importance, adjacency, edges, stride, statistics, output_scale, output_shift)
     _extension.require()
-    if not _has_kernel(x):
+    if not _has_kernel(x, weight):
         return graph_convolution_reference(
             x,
             weight,
@@ -149,9 +149,10 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values if values.dtype == dtype else values.to(dtype).to(values.dtype)
 
 
-def _has_kernel(x: Tensor) -> bool:
+def _has_kernel(x: Tensor, weight: Tensor) -> bool:
     if x.is_cuda:
-        return x.dtype != torch.float64 and x.shape[3] <= _MOST_JOINTS_ON_CUDA and _extension.cuda_available()
+        fits = x.shape[3] <= _MOST_JOINTS_ON_CUDA and weight.shape[1] <= _MOST_PARTITIONS_ON_CUDA and x.shape[4] > 0
+        return fits and x.dtype != torch.float64 and _extension.cuda_available()
     return x.device.type in ("cpu", "meta")
 
 
