@@ -25,11 +25,16 @@ cpu::SpectralNumbers find_numbers(const at::Tensor& x) {
                                             : cpu::SpectralNumbers::kFloat;
 }
 
+math::ConvolutionCosts costs_of(const TemporalConvolutionSizes& sizes) {
+  return {sizes.frames, sizes.taps, sizes.in_channels, sizes.out_channels,
+          static_cast<double>(std::max<int64_t>(sizes.sequences * sizes.joints, 1))};
+}
+
 void set_parameters(const TemporalConvolution& arguments, cpu::SpectralConvolution& parameters) {
   const TemporalConvolutionSizes& sizes = arguments.sizes;
   TORCH_CHECK_VALUE(sizes.stride == 1, "stride must be 1 in the spectral form, got ", sizes.stride);
   parameters.numbers = find_numbers(arguments.x);
-  parameters.plan = math::choose_spectral_plan(sizes.frames, sizes.taps, sizes.in_channels, sizes.out_channels);
+  parameters.plan = math::choose_spectral_plan(costs_of(sizes));
   parameters.sequences = sizes.sequences;
   parameters.frames = sizes.frames;
   parameters.joints = sizes.joints;
@@ -133,7 +138,10 @@ at::Tensor add_chunks(const std::vector<double>& sums, int64_t streams, int64_t 
 }  // namespace
 
 bool prefers_spectral(const TemporalConvolutionSizes& sizes) {
-  return sizes.stride == 1 && std::min(sizes.in_channels, sizes.out_channels) >= 64;
+  if (sizes.stride != 1) return false;
+  constexpr double kMargin = 1.2;  // for what the costs do not see
+  const math::ConvolutionCosts costs = costs_of(sizes);
+  return kMargin * costs.spectral(math::choose_spectral_plan(costs)) < costs.direct();
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> temporal_convolution_spectral(const TemporalConvolution& arguments) {
