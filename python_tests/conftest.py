@@ -61,3 +61,14 @@ def one_thread():
 def clips(tmp_path_factory):
     """A prepared folder of random clips."""
     return engine_helpers.write_clips(tmp_path_factory.mktemp("data") / "clips")
+
+
+@pytest.fixture(params=["default", "avx2", "avx512"])
+def capability(request, monkeypatch):
+    """Each instruction set that this CPU has, for the CPU's kernels to use in the test."""
+    monkeypatch.setenv("IKEM_FAST_CPU_CAPABILITY", request.param)
+    try:
+        _extension.require().build_info()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    return request.param

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ikem_fast import _extension, layouts, ops
+from ikem_fast import layouts, ops
 from ikem_fast.ops import graph_convolution, graph_convolution_reference, graph_edges
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -29,15 +29,6 @@ SIZES = [
     ("identity", 1, 1, 9, 17, 40, 4),
 ]
 NAMES = ("y", "mean", "variance", "of x", "of weight", "of bias", "of importance")
-
-
-@pytest.fixture(params=["default", "avx2", "avx512"])
-def capability(request, monkeypatch):
-    monkeypatch.setenv("IKEM_FAST_CPU_CAPABILITY", request.param)
-    try:
-        _extension.require().build_info()
-    except RuntimeError as error:
-        pytest.skip(str(error))
 
 
 def computed(dtype):

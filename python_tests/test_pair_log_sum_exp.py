@@ -79,16 +79,6 @@ def assert_agree(ours, expected, dtype, factor=1):
     assert error <= factor * gradient_tolerance, f"the gradient is off by {error:.1e}"
 
 
-@pytest.fixture(params=["default", "avx2", "avx512"])
-def capability(request, monkeypatch):
-    monkeypatch.setenv("IKEM_FAST_CPU_CAPABILITY", request.param)
-    try:
-        _extension.require().build_info()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    return request.param
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_operator_agrees_with_definition(sizes, dtype, capability):

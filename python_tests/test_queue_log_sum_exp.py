@@ -10,7 +10,7 @@ import pytest
 import torch
 from contrast_inputs import units
 
-from ikem_fast import _extension, ops
+from ikem_fast import ops
 from ikem_fast.ops import queue_log_sum_exp, queue_log_sum_exp_reference
 
 SCALE = 1 / 0.07
@@ -31,15 +31,6 @@ SIZES = [
     (1, 7, 770, 300),
 ]
 by_numbers = pytest.mark.parametrize("numbers", NUMBERS, ids=lambda n: f"{n[0]}-{n[1]}".replace("torch.", ""))
-
-
-@pytest.fixture(params=["default", "avx2", "avx512"])
-def capability(request, monkeypatch):
-    monkeypatch.setenv("IKEM_FAST_CPU_CAPABILITY", request.param)
-    try:
-        _extension.require().build_info()
-    except RuntimeError as error:
-        pytest.skip(str(error))
 
 
 def statistics(dtype):

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from ikem_fast import _extension, ops
+from ikem_fast import ops
 from ikem_fast.ops import residual_activation, residual_activation_reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -23,15 +23,6 @@ RESIDUALS = ["none", "plain", "scaled"]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 by_residual = pytest.mark.parametrize("residual", RESIDUALS)
 NAMES = ("x", "scale", "shift", "residual", "residual_scale", "residual_shift")
-
-
-@pytest.fixture(params=["default", "avx2", "avx512"])
-def capability(request, monkeypatch):
-    monkeypatch.setenv("IKEM_FAST_CPU_CAPABILITY", request.param)
-    try:
-        _extension.require().build_info()
-    except RuntimeError as error:
-        pytest.skip(str(error))
 
 
 def computed(dtype):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from ikem_fast import _extension, ops
+from ikem_fast import ops
 from ikem_fast.ops import temporal_convolution, temporal_convolution_reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -33,15 +33,6 @@ SIZES = [
     (1, 2, 8, 1, 80, 16, 1, 2),
 ]
 NAMES = ("y", "mean", "variance", "of x", "of weight", "of bias", "of scale", "of shift")
-
-
-@pytest.fixture(params=["default", "avx2", "avx512"])
-def capability(request, monkeypatch):
-    monkeypatch.setenv("IKEM_FAST_CPU_CAPABILITY", request.param)
-    try:
-        _extension.require().build_info()
-    except RuntimeError as error:
-        pytest.skip(str(error))
 
 
 def computed(dtype):
