@@ -6,10 +6,10 @@
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "cpu/matrix_product.h"
@@ -24,7 +24,7 @@ constexpr int kMostOfBlock = 4;  // frequencies, or pairs of frames, of which su
 #else
 constexpr int kMostOfBlock = 2;
 #endif
-constexpr int64_t kPanel = 64;          // columns of a right factor that lie together
+constexpr int64_t kPanel = 64;            // columns of a right factor that lie together
 constexpr int64_t kColumnsAtATime = 256;  // channels of a row whose frames are in the first-level cache
 
 template <typename A>
@@ -52,7 +52,7 @@ constexpr int64_t odd_lines(int64_t numbers) {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Registers of two vectors of values to and from memory, a count below 2 * size() of them only in `part` functions.
+// Numbers side by side in two registers.
 template <typename A>
 struct Two {
   Vec<A> first, second;
@@ -75,6 +75,7 @@ inline Two<A> load_part(const X* from, int64_t count) {
   return load_two<A>(values);
 }
 
+// The first of `count` numbers, zeros beyond them.
 template <typename A, typename X>
 inline Two<A> load(const X* from, int64_t count) {
   return count >= 2 * Vec<A>::size() ? load_two<A>(from) : load_part<A>(from, count);
@@ -104,8 +105,8 @@ inline void store_numbers(int64_t count, const float* from, at::BFloat16* to) { 
 
 // Sequences of a given number of points around the circle's zero, in tables of cosines and sines.
 //
-// "Folded" values are those at the middle (row 0; zeros if there is none), then the sums of pairs at opposite points from
-// the inner to the outer, then their differences (later - earlier).
+// "Folded" values are those at the middle (row 0; zeros if there is none), then the sums of pairs at opposite points
+// from the inner to the outer, then their differences (later - earlier).
 template <typename A>
 class Points {
  public:
@@ -164,8 +165,8 @@ class Points {
     with_block(frequency_block_, all_blocks);
   }
 
-  // The products of a row, (products, columns), become its spectrum: the constant, then real and (negated) imaginary part
-  // of each frequency. Those `next` numbers on will be wanted soon.
+  // The products of a row, (products, columns), become its spectrum: the constant, then real and (negated) imaginary
+  // part of each frequency. Those `next` numbers on will be wanted soon.
   void combine(int64_t columns, const A* products, int64_t product_stride, int64_t next, A* spectrum,
                int64_t stride) const {
     for (int64_t column = 0; column < columns; column += Vec<A>::size()) {
@@ -309,18 +310,19 @@ class Points {
   int64_t count_, pairs_, frequencies_, frequency_block_ = 1, pair_block_ = 1;
   A inverse_length_;
   std::vector<A> evaluation_;     // (blocks of frequencies, pairs, [cosines, sines], frequencies of a block)
-  std::vector<A> interpolation_;  // (blocks of pairs, frequencies, [cosines, sines], pairs of a block), times 2 / length
+  std::vector<A> interpolation_;  // (blocks of pairs, frequencies, [cosines, sines], pairs of a block); * 2 / length
 };
 
-// Two registers rounded to bfloat16, those of the first before those of the second. ByHardware is std::true_type on CPUs
-// with bfloat16 arithmetic, where it takes one instruction.
+// Two registers rounded to bfloat16, those of the first before those of the second. ByHardware is std::true_type on
+// CPUs with bfloat16 arithmetic, where it takes one instruction.
 template <typename ByHardware>
 inline Vec<at::BFloat16> round_two(const Vec<float>& first, const Vec<float>& second) {
 #ifdef CPU_CAPABILITY_AVX512
   if constexpr (ByHardware::value) {
     // Its intrinsic could not be inlined into functions that are compiled for every CPU with AVX-512.
     __m512i rounded;
-    asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(rounded) : "v"(static_cast<__m512>(second)), "v"(static_cast<__m512>(first)));
+    const __m512 low = first, high = second;
+    asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(rounded) : "v"(high), "v"(low));
     return rounded;
   }
 #endif
@@ -330,8 +332,8 @@ inline Vec<at::BFloat16> round_two(const Vec<float>& first, const Vec<float>& se
 #ifdef CPU_CAPABILITY_AVX512
 // Numbers of the first half and the second half in turns.
 inline Vec<at::BFloat16> interleave_halves(const Vec<at::BFloat16>& values) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                                         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(order, values);
 }
 #else
@@ -412,8 +414,10 @@ template <typename X, typename A, typename StoreOf>
 void evaluate(const Points<A>& points, int64_t columns, int64_t step, const A* first, const A* second, int64_t stride,
               const StoreOf& store_of) {
 #ifdef CPU_CAPABILITY_AVX512
-  if (std::is_same_v<X, at::BFloat16> && matrix_product_detail::has_bfloat16_arithmetic()) {
-    return points.evaluate(columns, step, first, second, stride, store_of(std::true_type{}));
+  if constexpr (std::is_same_v<X, at::BFloat16>) {
+    if (matrix_product_detail::has_bfloat16_arithmetic()) {
+      return points.evaluate(columns, step, first, second, stride, store_of(std::true_type{}));
+    }
   }
 #endif
   points.evaluate(columns, step, first, second, stride, store_of(std::false_type{}));
@@ -643,13 +647,15 @@ class Chunks {
     const auto there = [&](int64_t point) { return is_there(first_frame + point); };
     const auto at = [&](int64_t point) { return x + offset(stream, row, first_frame + point, c_.in_channels); };
     if (c_.scale != nullptr) {
-      fold(points, columns, false,
-           [&](int64_t point) { return SignalFrame<X, A, true>{at(point), scale + column, shift + column}; }, there, out,
-           kColumnsAtATime);
+      fold(
+          points, columns, false,
+          [&](int64_t point) { return SignalFrame<X, A, true>{at(point), scale + column, shift + column}; }, there, out,
+          kColumnsAtATime);
     } else {
-      fold(points, columns, false,
-           [&](int64_t point) { return SignalFrame<X, A, false>{at(point), nullptr, nullptr}; }, there, out,
-           kColumnsAtATime);
+      fold(
+          points, columns, false,
+          [&](int64_t point) { return SignalFrame<X, A, false>{at(point), nullptr, nullptr}; }, there, out,
+          kColumnsAtATime);
     }
   }
 

@@ -45,7 +45,8 @@ struct ConvolutionCosts {
   double rows = 1;  // sequences * joints of a stream
 
   double spectral(const SpectralPlan& plan) const {
-    const double of_frames = static_cast<double>(plan.window) * in_channels + static_cast<double>(plan.tile) * out_channels;
+    const double of_frames =
+        static_cast<double>(plan.window) * in_channels + static_cast<double>(plan.tile) * out_channels;
     const double of_slots = static_cast<double>(plan.products()) * (in_channels + out_channels);
     const double products = static_cast<double>(plan.products()) * in_channels * out_channels;
     return static_cast<double>(plan.tiles(frames)) *

@@ -115,7 +115,7 @@ void combine_statistics(const cpu::SpectralForward& parameters, int64_t streams,
     }
     for (int64_t channel = 0; channel < channels; ++channel) {
       mean[stream * channels + channel] = static_cast<A>(means[channel]);
-      variance[stream * channels + channel] = static_cast<A>(count > 0 ? std::max(deviations[channel], 0.0) / count : 0);
+      variance[stream * channels + channel] = static_cast<A>(std::max(deviations[channel], 0.0) / count);
     }
   }
 }
