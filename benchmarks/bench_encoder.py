@@ -170,6 +170,7 @@ def run(arguments: argparse.Namespace) -> dict[int | None, dict[tuple[str, bool]
         torch.set_num_threads(arguments.threads)
         print(measuring.describe_cpu(arguments.threads))
     print(f"{arguments.clips} clips of {NUM_PERSONS} persons, {STREAMS} streams")
+    arguments.ways = [name for name in arguments.ways if not (arguments.no_compile and "compiled" in name)]
     figures = {block: run_piece(block, arguments) for block in (*arguments.blocks, None)}
     if arguments.device == "cpu":
         print(f"\nload average {os.getloadavg()[0]:.1f} after the run")
@@ -184,6 +185,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=16, help="of a batch")
     parser.add_argument("--blocks", type=int, nargs="*", choices=range(10), default=list(range(10)), help="from 0")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     return parser.parse_args(arguments)
 
 

@@ -8,8 +8,9 @@
 Six modalities at the published sizes: views of stored clips, query and key encoders, losses, backward, momentum update,
 enqueue and SGD, in training mode with dropout. "separate" has one eager encoder per modality (the plain-PyTorch
 definition of the encoder) and all else as we have it; "separate, all eager" has the losses' definitions, too, as a user
-would write them. Each way has weights of its own, drawn alike. Before anything is timed, losses and gradients of a step
-without dropout are compared with those of the separate encoders. Ways take turns; views are drawn anew for every step.
+would write them; "captured", on a GPU, replays a CUDA graph. Each way has weights of its own, drawn alike. Before
+anything is timed, losses and gradients of a step without dropout are compared with those of the separate encoders. Ways
+take turns; views are drawn anew for every step.
 
 Peak memory is what a process of its own needs for a step on top of weights, gradients, queues and clips.
 """
@@ -30,6 +31,8 @@ from separate_encoders import separate
 from torch import Tensor
 
 from ikem_fast import ops
+from ikem_fast.engine.cuda_graphs import open_graphs
+from ikem_fast.engine.step import WARM_UP_STEPS
 from ikem_fast.methods import IKEM, StepLosses
 from ikem_fast.methods.ikem import STAGES
 from ikem_fast.quirks import Quirks
@@ -42,6 +45,7 @@ WAYS = (
     "separate, compiled",
     "separate, all eager",
 )
+CAPTURED = ("ours, captured", "ours, bf16, captured")  # on a GPU, as CUDA graphs
 # Largest difference of a loss, and of the gradient relative to its norm.
 TOLERANCE = {"ours": (1e-4, 1e-3), "ours, bf16": (2e-2, 0.5), "separate, compiled": (1e-4, 1e-3)}
 NUM_STORED = 256
@@ -62,7 +66,7 @@ class Trainer:
             feature_size=arguments.feature_size,
             queue_size=arguments.queue if max_queue is None else min(arguments.queue, max_queue),
             dropout=dropout,
-            precision="bf16" if way == "ours, bf16" else "fp32",
+            precision="bf16" if way.startswith("ours, bf16") else "fp32",
             # Which of the key encoders move has no part in what is compared.
             quirks=Quirks(partial_momentum_update=False),
         ).to(self.device)
@@ -73,15 +77,32 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(1)
         self.clips = torch.randn(NUM_STORED, 3, 50, 25, 2, generator=generator, device=self.device).cumsum(dim=2)
         self.num_frames = torch.full((NUM_STORED,), 80, device=self.device)
+        # What differs between steps, where a captured one reads it.
+        self.epoch = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.indices = torch.arange(self.num_clips, device=self.device)
+        self.graphs = open_graphs(self.device) if way in CAPTURED else None
+        self.replay: Callable[[], Tensor] | None = None
+        self.warm_ups = 0
 
-    def losses(self, number: int) -> StepLosses:
-        indices = torch.arange(self.num_clips, device=self.device) + number % (NUM_STORED - self.num_clips + 1)
-        parameters = ops.draw_views(0, number, indices, 50, ops.AugmentationConfig())
-        views = self.module.views(self.clips, self.num_frames, indices, parameters)
+    def losses(self) -> StepLosses:
+        parameters = ops.draw_views(0, self.epoch, self.indices, 50, ops.AugmentationConfig())
+        views = self.module.views(self.clips, self.num_frames, self.indices, parameters)
         return self.module.losses(*views, self.stage)
 
     def step(self, number: int) -> Tensor:
-        step = self.losses(number) if not self.all_eager else with_eager_losses(lambda: self.losses(number))
+        self.epoch.fill_(number)
+        torch.arange(number, number + self.num_clips, out=self.indices).remainder_(NUM_STORED)
+        if self.graphs is None:
+            return self.train()
+        if self.warm_ups < WARM_UP_STEPS:
+            self.warm_ups += 1
+            return self.graphs.warm_up(self.train)
+        if self.replay is None:
+            self.replay = self.graphs.capture(self.train)
+        return self.replay()
+
+    def train(self) -> Tensor:
+        step = with_eager_losses(self.losses) if self.all_eager else self.losses()
         self.optimizer.zero_grad(set_to_none=True)
         step.total.backward()
         self.optimizer.step()
@@ -111,7 +132,7 @@ def check(names: list[str], arguments: argparse.Namespace) -> None:
 
     def evaluate(way: str) -> tuple[Tensor, Tensor]:
         trainer = Trainer(way, arguments, dropout=0.0, max_queue=2048)
-        step = trainer.losses(0)
+        step = trainer.losses()
         step.total.backward()
         # The gradient of the features' last convolution, which all of the losses pass through.
         encoders = trainer.module.query_encoders
@@ -165,8 +186,13 @@ def run(arguments: argparse.Namespace) -> dict[str, float]:
     else:
         torch.set_num_threads(arguments.threads)
         print(measuring.describe_cpu(arguments.threads))
-    check(arguments.ways, arguments)
-    trainers = {name: Trainer(name, arguments) for name in arguments.ways}
+    names = [name for name in arguments.ways if not (arguments.no_compile and "compiled" in name)]
+    check(names, arguments)
+    names += [name for name in CAPTURED if device.type == "cuda" and name.removesuffix(", captured") in names]
+    trainers = {name: Trainer(name, arguments) for name in names}
+    for trainer in trainers.values():
+        for number in range(WARM_UP_STEPS + 1):
+            trainer.step(number)
     numbers = iter(range(10**9))
     seconds = measuring.time_in_turns(
         {name: trainer.step for name, trainer in trainers.items()},
@@ -213,6 +239,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hidden-channels", type=int, default=16)
     parser.add_argument("--feature-size", type=int, default=256)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--profile", metavar="FILE", help="only write a trace of one of our steps")
     parser.add_argument("--bf16", action="store_true", help="of the trace")
