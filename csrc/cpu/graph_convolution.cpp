@@ -29,24 +29,23 @@ constexpr int64_t round_up(int64_t count, int64_t multiple) { return (count + mu
 constexpr int64_t kPanel = 64;
 
 // A matrix (rows, columns) in panels of columns, each (rows, kPanel), padded with zeros: the right factor of products
-// over its rows, bfloat16 in pairs of them. number(row, column) gives its values.
+// over its rows, bfloat16 in pairs of them.
 template <typename Product>
 class PackedMatrix {
  public:
   PackedMatrix(int64_t rows, int64_t columns)
       : rows_(paired_rows(rows)), columns_(columns), values_(rows_ * round_up(columns, kPanel)) {}
 
-  template <typename Number>
-  void pack(int64_t rows, const Number& number) {
+  // value(row, column)
+  template <typename Value>
+  void pack(int64_t rows, const Value& value) {
     constexpr bool kPaired = std::is_same_v<Product, at::BFloat16>;
-    for (int64_t j = 0; j < columns_; j += kPanel) {
-      Product* panel = values_.data() + j * rows_;
-      for (int64_t i = 0; i < rows_; ++i) {
-        for (int64_t column = 0; column < kPanel; ++column) {
-          const bool is_inside = i < rows && j + column < columns_;
-          panel[kPaired ? (i / 2 * kPanel + column) * 2 + i % 2 : i * kPanel + column] =
-              is_inside ? static_cast<Product>(number(i, j + column)) : Product(0.0f);
-        }
+    std::fill_n(values_.data(), rows_ * round_up(columns_, kPanel), Product(0.0f));
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns_; ++j) {
+        Product* panel = values_.data() + j / kPanel * kPanel * rows_;
+        panel[kPaired ? (i / 2 * kPanel + j % kPanel) * 2 + i % 2 : i * kPanel + j % kPanel] =
+            static_cast<Product>(value(i, j));
       }
     }
   }
@@ -57,6 +56,24 @@ class PackedMatrix {
   int64_t rows_, columns_;
   Workspace<Product> values_;
 };
+
+// Rows of a tile are far apart, and no hardware fetches those of the next in time.
+template <int kWrites>
+inline void fetch(const void* row, int64_t bytes) {
+  constexpr int kSecondLevel = 2;
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i, kWrites, kSecondLevel);
+}
+
+// Calls run(number of frames as a constant, first frame) for frames that are looked at together.
+template <typename Run>
+inline __attribute__((always_inline)) void for_frames(int64_t count, const Run& run) {
+  int64_t f = 0;
+#ifdef CPU_CAPABILITY_AVX512
+  for (; f + 8 <= count; f += 8) run(std::integral_constant<int, 8>{}, f);
+#endif
+  for (; f + 4 <= count; f += 4) run(std::integral_constant<int, 4>{}, f);
+  for (; f < count; ++f) run(std::integral_constant<int, 1>{}, f);
+}
 
 // What a tile's rows are multiplied and added to, on the way out.
 enum class Output { kPlain, kStatistics, kScaled, kActivated };
@@ -81,18 +98,28 @@ class Tiles {
         is_ragged_(parameters.in_channels % kSize != 0),
         x_(static_cast<const X*>(parameters.x) +
            stream * parameters.batch * parameters.frames * parameters.joints * parameters.in_channels),
-        weight_(of_stream(parameters.weight, inner_ * parameters.out_channels)),
         bias_(of_stream(parameters.bias, parameters.partitions * parameters.out_channels)),
-        frames_(parameters.tile),
+        weight_rows_(inner_),
         factors_(parameters.num_edges),
         gathered_(gathered_size()),
-        padded_(is_ragged_ ? parameters.tile * parameters.joints * in_stride_ : 0) {
+        padded_(is_ragged_ ? parameters.tile * parameters.joints * in_stride_ : 0),
+        arrivals_(parameters.plan->arrivals.size()) {
     const Number* importance =
         of_stream(parameters.importance, parameters.partitions * parameters.joints * parameters.joints);
     for (int64_t e = 0; e < p_.num_edges; ++e) {
       const int32_t* edge = p_.edges + 3 * e;
       const int64_t at = (edge[0] * p_.joints + edge[1]) * p_.joints + edge[2];
       factors_.data()[e] = static_cast<const Number*>(p_.adjacency)[at] * importance[at];
+    }
+    const int64_t source_stride = is_ragged_ ? in_stride_ : p_.in_channels;
+    for (size_t i = 0; i < plan_.arrivals.size(); ++i) {
+      const auto [edge, from] = plan_.arrivals[i];
+      arrivals_.data()[i] = {from * source_stride, factors_.data()[edge]};
+    }
+    const Number* weight = of_stream(parameters.weight, inner_ * parameters.out_channels);
+    for (int64_t k = 0; k < inner_; ++k) {
+      const int64_t partition = plan_.partitions[k / p_.in_channels];
+      weight_rows_.data()[k] = weight + partition * p_.out_channels * p_.in_channels + k % p_.in_channels;
     }
     std::fill_n(gathered_.data(), gathered_size(), Product(0.0f));
   }
@@ -101,35 +128,64 @@ class Tiles {
     return static_cast<const Number*>(values) + stream_ * size;
   }
 
+  // Of the inner index k of what is gathered.
+  Number weight(int64_t k, int64_t o) const { return weight_rows_.data()[k][o * p_.in_channels]; }
+
   int64_t depth_of(const GraphPlan::Group& group) const { return group.depth * p_.in_channels; }
   // Of rows of what is gathered, and of its gradient.
   int64_t row_stride(const GraphPlan::Group& group) const {
     return kPaired ? paired_rows(depth_of(group)) : depth_of(group);
   }
 
+  int64_t in_bytes() const { return p_.in_channels * static_cast<int64_t>(sizeof(X)); }
+  int64_t out_bytes() const { return p_.out_channels * static_cast<int64_t>(sizeof(X)); }
+
+  // The next tile's x.
+  void fetch_input(int64_t first, int64_t last, int64_t joint) const {
+    for (int64_t frame = first; frame < last; ++frame) {
+      fetch<0>(input(frame) + joint * p_.in_channels, in_bytes());
+    }
+  }
+
   int64_t input_frame(int64_t frame) const {
     return frame / p_.out_frames * p_.frames + frame % p_.out_frames * p_.stride;
   }
+  const X* input(int64_t frame) const { return x_ + input_frame(frame) * p_.joints * p_.in_channels; }
+  // Between the inputs of a tile's frames.
+  int64_t input_stride() const { return p_.stride * p_.joints * p_.in_channels; }
 
-  // Joints are gathered from `count` output frames on: for each group its rows (place, frame), each of the depth's
-  // channels.
-  void gather(int64_t first, int64_t count) {
-    const int64_t frame_size = p_.joints * p_.in_channels;
-    for (int64_t f = 0; f < count; ++f) frames_.data()[f] = x_ + input_frame(first + f) * frame_size;
+  // How many output frames the tile that begins with one has. Their inputs are equally far apart.
+  int64_t tile_size(int64_t frame, int64_t last) const {
+    if (p_.stride == 1) return std::min(p_.tile, last - frame);
+    const int64_t tiles = (p_.out_frames + p_.tile - 1) / p_.tile;
+    const int64_t even = (p_.out_frames + tiles - 1) / tiles;
+    return std::min({even, last - frame, p_.out_frames - frame % p_.out_frames});
+  }
+
+  // Joints are gathered for `count` output frames: for each group its rows (place, frame), each of the depth's
+  // channels. Before each joint's, fetch_ahead(joint) is called.
+  template <typename FetchAhead>
+  void gather(int64_t first, int64_t count, const FetchAhead& fetch_ahead) {
+    const X* x = input(first);
     if (!is_ragged_) {
-      gather_rows<X>(count, p_.in_channels, [this](int64_t f) { return frames_.data()[f]; });
+      gather_rows(x, count, fetch_ahead);
       return;
     }
     for (int64_t f = 0; f < count; ++f) {
-      for (int64_t v = 0; v < p_.joints; ++v) {
-        const X* from = frames_.data()[f] + v * p_.in_channels;
-        Number* to = padded_.data() + (f * p_.joints + v) * in_stride_;
+      const X* from = x + f * input_stride();
+      Number* to = padded_.data() + f * p_.joints * in_stride_;
+      for (int64_t v = 0; v < p_.joints; ++v, from += p_.in_channels, to += in_stride_) {
         for (int64_t c = 0; c < p_.in_channels; ++c) to[c] = from[c];
         for (int64_t c = p_.in_channels; c < in_stride_; ++c) to[c] = Number(0);
       }
     }
-    gather_rows<Number>(count, in_stride_,
-                        [this](int64_t f) { return padded_.data() + f * p_.joints * in_stride_; });
+    gather_rows(padded_.data(), count, fetch_ahead);
+  }
+
+  // Between frames of what is gathered from.
+  template <typename Source>
+  int64_t source_stride(const Source*) const {
+    return std::is_same_v<Source, X> && !is_ragged_ ? input_stride() : p_.joints * in_stride_;
   }
 
   // Where the rows of a group begin in gathered_, for a tile of `count` frames.
@@ -146,72 +202,72 @@ class Tiles {
   const int64_t stream_, inner_, in_stride_, out_stride_;
   const bool is_ragged_;
   const X* const x_;
-  const Number* const weight_;
   const Number* const bias_;
-  Workspace<const X*> frames_;
+  Workspace<const Number*> weight_rows_;
   Workspace<Number> factors_;
   Workspace<Product> gathered_;
   Workspace<Number> padded_;  // x with rows of whole vectors
 
  private:
+  struct Arrival {
+    int64_t offset;  // in a frame
+    Number factor;
+  };
+  Workspace<Arrival> arrivals_;
+
   int64_t gathered_size() const { return group_start(plan_.groups.size(), p_.tile) + kSize; }
 
-  template <typename Source, typename Frame>
-  void gather_rows(int64_t count, int64_t source_stride, const Frame& frame) {
-    int64_t start = 0;
+  template <typename Source, typename FetchAhead>
+  __attribute__((noinline)) void gather_rows(const Source* source, int64_t count, const FetchAhead& fetch_ahead) {
+    const int64_t frame_stride = source_stride(source);
+    Product* to = gathered_.data();
     for (const auto& group : plan_.groups) {
       const int64_t stride = row_stride(group);
-      for (int64_t place = 0; place < group.count; ++place) {
+      Product* rows = to;
+      for (int64_t place = 0; place < group.count; ++place, rows += count * stride) {
+        fetch_ahead(plan_.joints[group.first + place]);
         const int32_t* slot = plan_.first_arrival.data() + group.first_slot + place * group.depth;
-        Product* rows = gathered_.data() + start + place * count * stride;
-        if (!is_ragged_) {
-          for (int64_t r = 0; r < group.depth; ++r) {
-            for (int64_t c = 0; c < p_.in_channels; c += kSize) {
-              Product* to = rows + r * p_.in_channels + c;
-              int64_t f = 0;
-              for (; f + 4 <= count; f += 4) {
-                const Source* sources[4] = {frame(f) + c, frame(f + 1) + c, frame(f + 2) + c, frame(f + 3) + c};
-                gather_vectors<4>(slot[r], slot[r + 1], sources, source_stride, to + f * stride, stride);
-              }
-              for (; f < count; ++f) {
-                const Source* sources[1] = {frame(f) + c};
-                gather_vectors<1>(slot[r], slot[r + 1], sources, source_stride, to + f * stride, stride);
-              }
-            }
-          }
-        } else {
+        if (is_ragged_) {
           // Vectors reach beyond what is theirs, with zeros: later ones must follow in memory.
           for (int64_t f = 0; f < count; ++f) {
             for (int64_t r = 0; r < group.depth; ++r) {
               for (int64_t c = 0; c < p_.in_channels; c += kSize) {
-                const Source* sources[1] = {frame(f) + c};
-                gather_vectors<1>(slot[r], slot[r + 1], sources, source_stride,
+                gather_vectors<1>(slot[r], slot[r + 1], source + f * frame_stride + c, frame_stride,
                                   rows + f * stride + r * p_.in_channels + c, stride);
               }
             }
           }
+          continue;
+        }
+        for (int64_t r = 0; r < group.depth; ++r) {
+          for (int64_t c = 0; c < p_.in_channels; c += kSize) {
+            for_frames(count, [&](auto frames, int64_t f) __attribute__((always_inline)) {
+              gather_vectors<decltype(frames)::value>(slot[r], slot[r + 1], source + f * frame_stride + c,
+                                                      frame_stride, rows + f * stride + r * p_.in_channels + c,
+                                                      stride);
+            });
+          }
         }
       }
-      start += paired_rows(group.count * count) * stride;
+      to += paired_rows(group.count * count) * stride;
     }
   }
 
   template <int kFrames, typename Source>
-  inline __attribute__((always_inline)) void gather_vectors(int32_t begin, int32_t end, const Source* const* sources,
-                                                            int64_t source_stride, Product* to, int64_t stride) const {
+  inline __attribute__((always_inline)) void gather_vectors(int32_t begin, int32_t end, const Source* source,
+                                                            int64_t frame_stride, Product* to, int64_t stride) const {
     Register sums[kFrames];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int f = 0; f < kFrames; ++f) sums[f] = V(Number(0));
-    for (int32_t i = begin; i < end; ++i) {
-      const auto [edge, from] = plan_.arrivals[i];
-      const V factor(factors_.data()[edge]);
-      const int64_t offset = from * source_stride;
-#pragma GCC unroll 4
+    for (const Arrival *arrival = arrivals_.data() + begin, *last = arrivals_.data() + end; arrival < last; ++arrival) {
+      const V factor(arrival->factor);
+      const Source* from = source + arrival->offset;
+#pragma GCC unroll 8
       for (int f = 0; f < kFrames; ++f) {
-        sums[f] = at::vec::fmadd(factor, load_widened(sources[f] + offset), V(sums[f]));
+        sums[f] = at::vec::fmadd(factor, load_widened(from + f * frame_stride), V(sums[f]));
       }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int f = 0; f < kFrames; ++f) store_narrowed<Product, kPaired>(V(sums[f]), to + f * stride);
   }
 };
@@ -221,6 +277,7 @@ class Forward : Tiles<X, Product> {
   using Base = Tiles<X, Product>;
   using typename Base::Number, typename Base::V, typename Base::Register;
   using Base::kSize, Base::kPaired, Base::p_, Base::plan_, Base::inner_, Base::out_stride_;
+  using Base::in_bytes, Base::out_bytes;
 
  public:
   Forward(const GraphConvolution& parameters, int64_t stream, const GraphStatistics* statistics)
@@ -230,10 +287,7 @@ class Forward : Tiles<X, Product> {
         table_(p_.joints * out_stride_),
         scale_(out_stride_),
         products_(p_.tile * p_.joints * kPanel) {
-    weights_.pack(inner_, [&](int64_t k, int64_t column) {
-      const int64_t partition = plan_.partitions[k / p_.in_channels];
-      return this->weight_[(partition * p_.out_channels + column) * p_.in_channels + k % p_.in_channels];
-    });
+    weights_.pack(inner_, [this](int64_t k, int64_t o) { return this->weight(k, o); });
     make_table();
     if (statistics_) {
       std::fill_n(statistics_->mean, p_.out_channels, 0.0);
@@ -242,9 +296,12 @@ class Forward : Tiles<X, Product> {
   }
 
   void run(int64_t first, int64_t last) {
-    for (int64_t frame = first; frame < last; frame += p_.tile) {
-      const int64_t count = std::min(p_.tile, last - frame);
-      this->gather(frame, count);
+    for (int64_t frame = first, count = 0; frame < last; frame += count) {
+      count = this->tile_size(frame, last);
+      this->gather(frame, count, [&](int64_t joint) {
+        this->fetch_input(frame + count, std::min(frame + 2 * count, last), joint);
+        for (int64_t f = 0; f < count; ++f) fetch<1>(output(frame + f, joint), out_bytes());
+      });
       for (int64_t j = 0; j < p_.out_channels; j += kPanel) {
         multiply_panel(j, count);
         if (statistics_) {
@@ -262,6 +319,11 @@ class Forward : Tiles<X, Product> {
   }
 
  private:
+  X* output(int64_t frame, int64_t joint) const {
+    return static_cast<X*>(p_.y) +
+           ((this->stream_ * p_.batch * p_.out_frames + frame) * p_.joints + joint) * p_.out_channels;
+  }
+
   // What is added to each joint's rows: the bias times what arrives there, then as scale and shift have it.
   void make_table() {
     std::fill_n(table_.data(), p_.joints * out_stride_, Number(0));
@@ -302,16 +364,17 @@ class Forward : Tiles<X, Product> {
     if (kOutput == Output::kStatistics) find_reference(j, columns, count);
     int64_t column = 0;
     for (; column + kWide * kSize <= columns; column += kWide * kSize) {
-      write_columns<kOutput, kWide, 4 / kWide>(j, column, kSize, frame, count);
+      write_columns<kOutput, kWide, 4 / kWide, true>(j, column, kSize, frame, count);
     }
     if constexpr (kWide > 2) {
       for (; column + 2 * kSize <= columns; column += 2 * kSize) {
-        write_columns<kOutput, 2, 2>(j, column, kSize, frame, count);
+        write_columns<kOutput, 2, 2, true>(j, column, kSize, frame, count);
       }
     }
-    for (; column < columns; column += kSize) {
-      write_columns<kOutput, 1, 4>(j, column, std::min(kSize, columns - column), frame, count);
+    for (; column + kSize <= columns; column += kSize) {
+      write_columns<kOutput, 1, 4, true>(j, column, kSize, frame, count);
     }
+    if (column < columns) write_columns<kOutput, 1, 4, false>(j, column, columns - column, frame, count);
     if (kOutput == Output::kStatistics) add_statistics(j, columns, count);
   }
 
@@ -327,8 +390,8 @@ class Forward : Tiles<X, Product> {
     }
   }
 
-  template <Output kOutput, int kVectors, int kRows>
-  void write_columns(int64_t j, int64_t column, int64_t last_size, int64_t frame, int64_t count) {
+  template <Output kOutput, int kVectors, int kRows, bool kWhole>
+  __attribute__((noinline)) void write_columns(int64_t j, int64_t column, int64_t size, int64_t frame, int64_t count) {
     constexpr bool kWithStatistics = kOutput == Output::kStatistics;
     constexpr bool kWithScale = kOutput == Output::kScaled || kOutput == Output::kActivated;
     Register reference[kVectors], scale[kVectors], sums[kRows][kVectors], squares[kRows][kVectors];
@@ -339,8 +402,7 @@ class Forward : Tiles<X, Product> {
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) sums[r][v] = squares[r][v] = V(Number(0));
     }
-    X* const y = static_cast<X*>(p_.y) +
-                 ((this->stream_ * p_.batch * p_.out_frames + frame) * p_.joints) * p_.out_channels + j + column;
+    X* const y = output(frame, 0) + j + column;
     const int64_t frame_size = p_.joints * p_.out_channels;
     for (int64_t position = 0; position < p_.joints; ++position) {
       const int64_t joint = plan_.joints[position];
@@ -362,10 +424,10 @@ class Forward : Tiles<X, Product> {
             sums[r][v] = V(sums[r][v]) + difference;
             squares[r][v] = at::vec::fmadd(difference, difference, V(squares[r][v]));
           }
-          if (kVectors > 1 || last_size == kSize) {
+          if constexpr (kWhole) {
             store_narrowed<X, kPaired>(value, out + v * kSize);
           } else {
-            store_narrowed<X, kPaired>(value, out, last_size);
+            store_narrowed<X, kPaired>(value, out, size);
           }
         }
       };
@@ -418,6 +480,7 @@ class Backward : Tiles<X, Product> {
   using Base = Tiles<X, Product>;
   using typename Base::Number, typename Base::V, typename Base::Register;
   using Base::kSize, Base::kPaired, Base::p_, Base::plan_, Base::inner_, Base::in_stride_, Base::out_stride_;
+  using Base::in_bytes, Base::out_bytes;
 
  public:
   Backward(const GraphConvolution& parameters, int64_t stream, const GraphGradientSums& sums)
@@ -433,10 +496,7 @@ class Backward : Tiles<X, Product> {
         edge_sums_(p_.num_edges * kSize),
         coefficients_(3 * out_stride_),
         departures_(plan_.departures.size()) {
-    weights_.pack(p_.out_channels, [&](int64_t o, int64_t k) {
-      const int64_t partition = plan_.partitions[k / p_.in_channels];
-      return this->weight_[(partition * p_.out_channels + o) * p_.in_channels + k % p_.in_channels];
-    });
+    weights_.pack(p_.out_channels, [this](int64_t o, int64_t k) { return this->weight(k, o); });
     std::fill_n(static_cast<Number*>(sums_.weight), inner_ * p_.out_channels, Number(0));
     std::fill_n(sums_.joints, p_.joints * p_.out_channels, 0.0);
     std::fill_n(sums_.edges, p_.num_edges, 0.0);
@@ -450,16 +510,25 @@ class Backward : Tiles<X, Product> {
   void run(int64_t first, int64_t last) {
     constexpr int64_t kTilesOfASum = 32;  // then the sums join those in double
     int64_t tiles = 0;
-    for (int64_t frame = first; frame < last; frame += p_.tile) {
-      const int64_t count = std::min(p_.tile, last - frame);
+    for (int64_t frame = first, count = 0; frame < last; frame += count) {
+      count = this->tile_size(frame, last);
       make_total(frame, count);
-      this->gather(frame, count);
+      const int64_t next = std::min(frame + 2 * count, last);
+      this->gather(frame, count, [&](int64_t joint) {
+        this->fetch_input(frame + count, next, joint);
+        for (int64_t f = frame + count; f < next; ++f) {
+          fetch<0>(of_output(p_.y_gradient, f, joint), out_bytes());
+          if (p_.variance_gradient) fetch<0>(of_output(p_.y, f, joint), out_bytes());
+        }
+        for (int64_t f = frame; p_.x_gradient && f < frame + count; ++f) {
+          fetch<1>(input_gradient(f) + joint * p_.in_channels, in_bytes());
+        }
+      });
       multiply_all(count);
       if (this->is_ragged_) {
-        scatter<Number>(frame, count, in_stride_,
-                        [this](int64_t f) { return this->padded_.data() + f * p_.joints * in_stride_; });
+        scatter(this->padded_.data(), in_stride_, frame, count);
       } else {
-        scatter<X>(frame, count, p_.in_channels, [this](int64_t f) { return this->frames_.data()[f]; });
+        scatter(this->input(frame), p_.in_channels, frame, count);
       }
       if (++tiles % kTilesOfASum == 0) flush();
     }
@@ -478,6 +547,11 @@ class Backward : Tiles<X, Product> {
     int64_t start = 0;
     for (int64_t g = 0; g < group; ++g) start += plan_.groups[g].count * count * gradient_stride(plan_.groups[g]);
     return start;
+  }
+
+  const X* of_output(const void* values, int64_t frame, int64_t joint) const {
+    return static_cast<const X*>(values) +
+           ((this->stream_ * p_.batch * p_.out_frames + frame) * p_.joints + joint) * p_.out_channels;
   }
 
   // total = y_gradient + constant + slope * (y - mean)
@@ -504,39 +578,20 @@ class Backward : Tiles<X, Product> {
   }
 
   template <bool kWithVariance>
-  void make_total(int64_t frame, int64_t count) {
-    const int64_t frame_size = p_.joints * p_.out_channels;
-    const int64_t offset = (this->stream_ * p_.batch * p_.out_frames + frame) * frame_size;
-    const X* const gradient = static_cast<const X*>(p_.y_gradient) + offset;
-    const X* const y = static_cast<const X*>(p_.y) + offset;
+  __attribute__((noinline)) void make_total(int64_t frame, int64_t count) {
+    const X* const gradient = of_output(p_.y_gradient, frame, 0);
+    const X* const y = of_output(p_.y, frame, 0);
     int64_t start = 0;
     for (const auto& group : plan_.groups) {
       for (int64_t place = 0; place < group.count; ++place) {
         const int64_t joint = plan_.joints[group.first + place];
         Product* rows = total_.data() + start + place * count * total_stride_;
-        for (int64_t j = 0; j < p_.out_channels; j += kSize) {
-          const int64_t size = std::min(kSize, p_.out_channels - j);
-          const V mean = V::loadu(coefficients_.data() + j);
-          const V constant = V::loadu(coefficients_.data() + out_stride_ + j);
-          const V slope = V::loadu(coefficients_.data() + 2 * out_stride_ + j);
-          V sum = V::loadu(joint_sums_.data() + joint * out_stride_ + j);
-          const int64_t from = joint * p_.out_channels + j;
-          for (int64_t f = 0; f < count; ++f) {
-            const int64_t at = from + f * frame_size;
-            Product* to = rows + f * total_stride_ + j;
-            V total;
-            if (size == kSize) {
-              total = load_widened(gradient + at) + constant;
-              if (kWithVariance) total = at::vec::fmadd(slope, load_widened(y + at) - mean, total);
-              store_narrowed<Product, kPaired>(total, to);
-            } else {
-              total = load_widened(gradient + at, size) + constant;
-              if (kWithVariance) total = at::vec::fmadd(slope, load_widened(y + at, size) - mean, total);
-              store_narrowed<Product, kPaired>(total, to, size);
-            }
-            sum = sum + total;
-          }
-          sum.store(joint_sums_.data() + joint * out_stride_ + j);
+        int64_t j = 0;
+        for (; j + kSize <= p_.out_channels; j += kSize) {
+          make_total_vectors<kWithVariance, true>(gradient, y, joint, j, kSize, count, rows);
+        }
+        if (j < p_.out_channels) {
+          make_total_vectors<kWithVariance, false>(gradient, y, joint, j, p_.out_channels - j, count, rows);
         }
       }
       const int64_t rows = group.count * count;
@@ -545,6 +600,32 @@ class Backward : Tiles<X, Product> {
       }
       start += paired_rows(rows) * total_stride_;
     }
+  }
+
+  template <bool kWithVariance, bool kWhole>
+  inline __attribute__((always_inline)) void make_total_vectors(const X* gradient, const X* y, int64_t joint, int64_t j,
+                                                                int64_t size, int64_t count, Product* rows) {
+    const auto load = [size](const X* from) __attribute__((always_inline)) {
+      return kWhole ? load_widened(from) : load_widened(from, size);
+    };
+    const V mean = V::loadu(coefficients_.data() + j);
+    const V constant = V::loadu(coefficients_.data() + out_stride_ + j);
+    const V slope = V::loadu(coefficients_.data() + 2 * out_stride_ + j);
+    Number* const joint_sum = joint_sums_.data() + joint * out_stride_ + j;
+    V sum = V::loadu(joint_sum);
+    const int64_t frame_size = p_.joints * p_.out_channels;
+    for (int64_t f = 0; f < count; ++f) {
+      const int64_t at = f * frame_size + joint * p_.out_channels + j;
+      V total = load(gradient + at) + constant;
+      if constexpr (kWithVariance) total = at::vec::fmadd(slope, load(y + at) - mean, total);
+      if constexpr (kWhole) {
+        store_narrowed<Product, kPaired>(total, rows + f * total_stride_ + j);
+      } else {
+        store_narrowed<Product, kPaired>(total, rows + f * total_stride_ + j, size);
+      }
+      sum = sum + total;
+    }
+    sum.store(joint_sum);
   }
 
   void multiply_all(int64_t count) {
@@ -573,55 +654,59 @@ class Backward : Tiles<X, Product> {
   }
 
   // The gradient of x, from that of what was gathered, and the edges' sums.
-  template <typename Source, typename Frame>
-  void scatter(int64_t frame, int64_t count, int64_t source_stride, const Frame& source) {
+  template <typename Source>
+  __attribute__((noinline)) void scatter(const Source* source, int64_t joint_stride, int64_t frame, int64_t count) {
     if (p_.x_gradient) clear_skipped(frame, count);
     place_departures(count);
+    const int64_t whole = p_.in_channels / kSize * kSize;
     for (int64_t joint = 0; joint < p_.joints; ++joint) {
-      for (int64_t c = 0; c < p_.in_channels; c += kSize) {
-        int64_t f = 0;
-        for (; f + 4 <= count; f += 4) {
-          scatter_vectors<4, Source>(frame, f, joint, c, joint * source_stride, source);
-        }
-        for (; f < count; ++f) scatter_vectors<1, Source>(frame, f, joint, c, joint * source_stride, source);
+      const Source* from = source + joint * joint_stride;
+      X* to = p_.x_gradient ? input_gradient(frame) + joint * p_.in_channels : nullptr;
+      for (int64_t c = 0; c < whole; c += kSize) {
+        for_frames(count, [&](auto frames, int64_t f) __attribute__((always_inline)) {
+          scatter_vectors<decltype(frames)::value, true>(from, to, f, joint, c);
+        });
+      }
+      for (int64_t f = 0; whole < p_.in_channels && f < count; ++f) {
+        scatter_vectors<1, false>(from, to, f, joint, whole);
       }
     }
   }
 
-  template <int kFrames, typename Source, typename Frame>
-  inline __attribute__((always_inline)) void scatter_vectors(int64_t frame, int64_t f, int64_t joint, int64_t c,
-                                                             int64_t source_offset, const Frame& source) {
+  template <int kFrames, bool kWhole, typename Source>
+  inline __attribute__((always_inline)) void scatter_vectors(const Source* source, X* to, int64_t f, int64_t joint,
+                                                             int64_t c) {
     Register x[kFrames], gradient[kFrames];
-#pragma GCC unroll 4
+    const int64_t frame_stride = this->source_stride(source);
+    source += f * frame_stride + c;
+#pragma GCC unroll 8
     for (int i = 0; i < kFrames; ++i) {
-      x[i] = load_widened(source(f + i) + source_offset + c);
+      x[i] = load_widened(source + i * frame_stride);
       gradient[i] = V(Number(0));
     }
-    const int32_t end = plan_.first_departure[joint + 1];
-    for (int32_t d = plan_.first_departure[joint]; d < end; ++d) {
-      const Departure& departure = departures_.data()[d];
-      const int64_t stride = departure.stride;
-      const Number* from = departure.gradient + f * stride + c;
-      const V factor(departure.factor);
-      Number* const edge_sum = departure.sum;
-      V sum = V::loadu(edge_sum);
-#pragma GCC unroll 4
+    const Departure* departure = departures_.data() + plan_.first_departure[joint];
+    const Departure* const end = departures_.data() + plan_.first_departure[joint + 1];
+    for (; departure < end; ++departure) {
+      const int64_t stride = departure->stride;
+      const Number* from = departure->gradient + f * stride + c;
+      const V factor(departure->factor);
+      V sums[2] = {V::loadu(departure->sum), V(Number(0))};
+#pragma GCC unroll 8
       for (int i = 0; i < kFrames; ++i) {
         const V value = V::loadu(from + i * stride);
-        sum = at::vec::fmadd(V(x[i]), value, sum);
+        sums[i % 2] = at::vec::fmadd(V(x[i]), value, sums[i % 2]);
         gradient[i] = at::vec::fmadd(factor, value, V(gradient[i]));
       }
-      sum.store(edge_sum);
+      (sums[0] + sums[1]).store(departure->sum);
     }
-    if (!p_.x_gradient) return;
-    const int64_t size = std::min(kSize, p_.in_channels - c);
-#pragma GCC unroll 4
+    if (!to) return;
+    to += f * this->input_stride() + c;
+#pragma GCC unroll 8
     for (int i = 0; i < kFrames; ++i) {
-      X* to = gradient_frame(frame + f + i) + joint * p_.in_channels + c;
-      if (size == kSize) {
-        store_narrowed<X, kPaired>(V(gradient[i]), to);
+      if constexpr (kWhole) {
+        store_narrowed<X, kPaired>(V(gradient[i]), to + i * this->input_stride());
       } else {
-        store_narrowed<X, kPaired>(V(gradient[i]), to, size);
+        store_narrowed<X, kPaired>(V(gradient[i]), to + i * this->input_stride(), p_.in_channels - c);
       }
     }
   }
@@ -646,7 +731,7 @@ class Backward : Tiles<X, Product> {
     }
   }
 
-  X* gradient_frame(int64_t frame) const {
+  X* input_gradient(int64_t frame) const {
     return static_cast<X*>(p_.x_gradient) + (this->stream_ * p_.batch * p_.frames + this->input_frame(frame)) *
                                                 p_.joints * p_.in_channels;
   }
@@ -657,7 +742,7 @@ class Backward : Tiles<X, Product> {
     for (int64_t f = frame; f < frame + count; ++f) {
       const int64_t left = p_.frames - f % p_.out_frames * p_.stride;
       const int64_t frame_size = p_.joints * p_.in_channels;
-      std::fill_n(gradient_frame(f) + frame_size, (std::min(p_.stride, left) - 1) * frame_size, X(0.0f));
+      std::fill_n(input_gradient(f) + frame_size, (std::min(p_.stride, left) - 1) * frame_size, X(0.0f));
     }
   }
 

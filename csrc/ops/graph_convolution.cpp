@@ -150,12 +150,11 @@ class Arguments {
 
   // So many frames that a tile's rows stay in the caches, and products have enough of them.
   int64_t choose_tile() const {
-    const char* text = std::getenv("G5_TILE");
-    if (text) return std::atoi(text);
     const int64_t rows_of_frame = std::max<int64_t>(sizes.joints, 1);
     const int64_t numbers = rows_of_frame * (sizes.partitions * sizes.in_channels + sizes.out_channels);
-    constexpr int64_t kNumbers = 1 << 14;
-    return std::clamp<int64_t>(kNumbers / std::max<int64_t>(numbers, 1) / 2 * 2, 4, 16);
+    constexpr int64_t kNumbers = 1 << 16;
+    const int64_t frames = kNumbers / std::max<int64_t>(numbers, 1);
+    return frames < 4 ? std::max<int64_t>(frames, 1) : std::min<int64_t>(frames / 4 * 4, 16);
   }
 
   cpu::GraphPlan plan_;
@@ -209,17 +208,126 @@ class Work {
   std::vector<size_t> first_segment;  // of each worker, and the end
 };
 
-void set(const at::Tensor& tensor, int64_t at, double value) {
-  if (tensor.scalar_type() == at::kDouble) {
-    tensor.mutable_data_ptr<double>()[at] = value;
+// Calls run(a number of the computed type).
+template <typename Run>
+void with_computed(at::ScalarType type, const Run& run) {
+  if (type == at::kDouble) {
+    run(double{});
   } else {
-    tensor.mutable_data_ptr<float>()[at] = static_cast<float>(value);
+    run(float{});
   }
 }
 
-double get(const void* values, at::ScalarType type, int64_t at) {
-  return type == at::kDouble ? static_cast<const double*>(values)[at] : static_cast<const float*>(values)[at];
+// Mean and variance of each stream, from means and sums of squared differences of the segments.
+template <typename Number>
+void join_statistics(const Arguments& arguments, const Work& work, const std::vector<double>& values, Number* mean,
+                     Number* variance) {
+  const int64_t channels = arguments.sizes.out_channels;
+  const auto joints = static_cast<double>(arguments.sizes.joints);
+  std::vector<double> of_mean(channels), of_squares(channels);
+  double frames = 0;
+  for (size_t i = 0; i < work.segments.size(); ++i) {
+    const auto& [stream, first, last] = work.segments[i];
+    if (first == 0) {
+      frames = 0;
+      std::fill(of_mean.begin(), of_mean.end(), 0.0);
+      std::fill(of_squares.begin(), of_squares.end(), 0.0);
+    }
+    const auto count = static_cast<double>(last - first);
+    const double share = count / (frames + count);
+    const double* segment = values.data() + 2 * i * channels;
+    for (int64_t o = 0; o < channels; ++o) {
+      const double difference = segment[o] - of_mean[o];
+      of_mean[o] += difference * share;
+      of_squares[o] += segment[channels + o] + difference * difference * (joints * frames * share);
+    }
+    frames += count;
+    if (last < arguments.stream_frames()) continue;
+    for (int64_t o = 0; o < channels; ++o) {
+      mean[stream * channels + o] = static_cast<Number>(of_mean[o]);
+      variance[stream * channels + o] = static_cast<Number>(std::max(of_squares[o], 0.0) / (frames * joints));
+    }
+  }
 }
+
+// The gradients of a stream's parameters from the sums of its segments, in order.
+template <typename Number>
+class ParameterGradients {
+ public:
+  ParameterGradients(const Arguments& arguments, const Work& work, const at::Tensor& weight_sums,
+                     const std::vector<double>& joint_sums, const std::vector<double>& edge_sums,
+                     const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& importance)
+      : arguments_(arguments),
+        sizes_(arguments.sizes),
+        work_(work),
+        weight_sums_(weight_sums.const_data_ptr<Number>()),
+        joint_sums_(joint_sums),
+        edge_sums_(edge_sums),
+        weight_(weight.mutable_data_ptr<Number>()),
+        bias_(bias.mutable_data_ptr<Number>()),
+        importance_(importance.mutable_data_ptr<Number>()) {}
+
+  void find(int64_t stream) const {
+    std::vector<int64_t> segments;
+    for (size_t i = 0; i < work_.segments.size(); ++i) {
+      if (work_.segments[i].stream == stream) segments.push_back(static_cast<int64_t>(i));
+    }
+    const auto sum = [&](const std::vector<double>& values, int64_t size) {
+      std::vector<double> sums(size);
+      for (int64_t i : segments) {
+        for (int64_t k = 0; k < size; ++k) sums[k] += values[i * size + k];
+      }
+      return sums;
+    };
+    find_of_weight(stream, segments);
+    const std::vector<double> of_joints = sum(joint_sums_, sizes_.joints * sizes_.out_channels);
+    const std::vector<double> of_edges = sum(edge_sums_, sizes_.edges);
+    const int64_t joints = sizes_.joints, out = sizes_.out_channels, partitions = sizes_.partitions;
+    const auto& parameters = arguments_.parameters;
+    const Number* bias = static_cast<const Number*>(parameters.bias) + stream * partitions * out;
+    std::vector<double> arrivals(partitions * joints);  // factors of the edges that lead to a joint
+    for (int64_t e = 0; e < sizes_.edges; ++e) {
+      const int32_t* edge = parameters.edges + 3 * e;
+      const int64_t at = (edge[0] * joints + edge[1]) * joints + edge[2];
+      const int64_t of_stream = stream * partitions * joints * joints + at;
+      const double weight_of_edge = static_cast<const Number*>(parameters.adjacency)[at];
+      arrivals[edge[0] * joints + edge[2]] +=
+          weight_of_edge * static_cast<const Number*>(parameters.importance)[of_stream];
+      double value = of_edges[e];
+      for (int64_t o = 0; o < out; ++o) value += bias[edge[0] * out + o] * of_joints[edge[2] * out + o];
+      importance_[of_stream] = static_cast<Number>(weight_of_edge * value);
+    }
+    for (int64_t p = 0; p < partitions; ++p) {
+      for (int64_t o = 0; o < out; ++o) {
+        double value = 0;
+        for (int64_t w = 0; w < joints; ++w) value += arrivals[p * joints + w] * of_joints[w * out + o];
+        bias_[(stream * partitions + p) * out + o] = static_cast<Number>(value);
+      }
+    }
+  }
+
+ private:
+  void find_of_weight(int64_t stream, const std::vector<int64_t>& segments) const {
+    const int64_t in = sizes_.in_channels, out = sizes_.out_channels, partitions = sizes_.partitions;
+    for (int64_t r = 0; r < partitions; ++r) {
+      Number* to = weight_ + (stream * partitions + arguments_.plan().partitions[r]) * out * in;
+      for (int64_t o = 0; o < out; ++o) {
+        for (int64_t c = 0; c < in; ++c) {
+          double value = 0;
+          for (int64_t i : segments) value += weight_sums_[((i * partitions + r) * in + c) * out + o];
+          to[o * in + c] = static_cast<Number>(value);
+        }
+      }
+    }
+  }
+
+  const Arguments& arguments_;
+  const GraphConvolutionSizes& sizes_;
+  const Work& work_;
+  const Number* weight_sums_;
+  const std::vector<double>&joint_sums_, &edge_sums_;
+  Number *weight_, *bias_, *importance_;
+};
 
 }  // namespace
 
@@ -262,31 +370,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> graph_convolution(
   });
   if (!statistics) return {y, mean, variance};
 
-  std::vector<double> of_mean(sizes.out_channels), of_squares(sizes.out_channels);
-  double frames = 0;
-  for (size_t i = 0; i < work.segments.size(); ++i) {
-    const auto& [stream, first, last] = work.segments[i];
-    if (first == 0) {
-      frames = 0;
-      std::fill(of_mean.begin(), of_mean.end(), 0.0);
-      std::fill(of_squares.begin(), of_squares.end(), 0.0);
-    }
-    const auto count = static_cast<double>(last - first);
-    const cpu::GraphStatistics segment = of_segment(i);
-    for (int64_t o = 0; o < sizes.out_channels; ++o) {
-      const double difference = segment.mean[o] - of_mean[o];
-      of_mean[o] += difference * (count / (frames + count));
-      const double rows = static_cast<double>(sizes.joints) * frames * (count / (frames + count));
-      of_squares[o] += segment.squares[o] + difference * difference * rows;
-    }
-    frames += count;
-    if (last < arguments.stream_frames()) continue;
-    for (int64_t o = 0; o < sizes.out_channels; ++o) {
-      set(mean, stream * sizes.out_channels + o, of_mean[o]);
-      set(variance, stream * sizes.out_channels + o,
-          std::max(of_squares[o], 0.0) / (frames * static_cast<double>(sizes.joints)));
-    }
-  }
+  with_computed(arguments.computed, [&](auto number) {
+    using Number = decltype(number);
+    join_statistics<Number>(arguments, work, values, mean.mutable_data_ptr<Number>(),
+                            variance.mutable_data_ptr<Number>());
+  });
   return {y, mean, variance};
 }
 
@@ -333,58 +421,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> graph_convolution_bac
                       {of_weight, joint_sums.data() + i * joints_size, edge_sums.data() + i * sizes.edges});
   });
 
-  // Streams one after another, the sums of their segments in order.
-  at::parallel_for(0, sizes.streams, 1, [&](int64_t first_stream, int64_t last_stream) {
-    std::vector<double> of_joints(joints_size), of_edges(sizes.edges), arrivals(sizes.partitions * sizes.joints);
-    for (int64_t stream = first_stream; stream < last_stream; ++stream) {
-      std::vector<int64_t> segments;
-      for (int64_t i = 0; i < num_segments; ++i) {
-        if (work.segments[i].stream == stream) segments.push_back(i);
-      }
-      const auto sum = [&](const std::vector<double>& values, std::vector<double>& sums) {
-        std::fill(sums.begin(), sums.end(), 0.0);
-        for (int64_t i : segments) {
-          for (size_t k = 0; k < sums.size(); ++k) sums[k] += values[i * sums.size() + k];
-        }
-      };
-      sum(joint_sums, of_joints);
-      sum(edge_sums, of_edges);
-      const int64_t in = sizes.in_channels, out = sizes.out_channels;
-      for (int64_t r = 0; r < sizes.partitions; ++r) {
-        const int64_t partition = arguments.plan().partitions[r];
-        for (int64_t o = 0; o < out; ++o) {
-          for (int64_t c = 0; c < in; ++c) {
-            double value = 0;
-            for (int64_t i : segments) {
-              value += get(weight_sums.const_data_ptr(), arguments.computed, i * weight_size + (r * in + c) * out + o);
-            }
-            set(weight_gradient, ((stream * sizes.partitions + partition) * out + o) * in + c, value);
-          }
-        }
-      }
-      std::fill(arrivals.begin(), arrivals.end(), 0.0);
-      for (int64_t e = 0; e < sizes.edges; ++e) {
-        const int32_t* edge = parameters.edges + 3 * e;
-        const int64_t joint_pair = (edge[0] * sizes.joints + edge[1]) * sizes.joints + edge[2];
-        const int64_t of_stream = stream * sizes.partitions * sizes.joints * sizes.joints + joint_pair;
-        const double weight_of_edge = get(parameters.adjacency, arguments.computed, joint_pair);
-        arrivals[edge[0] * sizes.joints + edge[2]] +=
-            weight_of_edge * get(parameters.importance, arguments.computed, of_stream);
-        double value = of_edges[e];
-        for (int64_t o = 0; o < out; ++o) {
-          value += get(parameters.bias, arguments.computed, (stream * sizes.partitions + edge[0]) * out + o) *
-                   of_joints[edge[2] * out + o];
-        }
-        set(importance_gradient, of_stream, weight_of_edge * value);
-      }
-      for (int64_t p = 0; p < sizes.partitions; ++p) {
-        for (int64_t o = 0; o < out; ++o) {
-          double value = 0;
-          for (int64_t w = 0; w < sizes.joints; ++w) value += arrivals[p * sizes.joints + w] * of_joints[w * out + o];
-          set(bias_gradient, (stream * sizes.partitions + p) * out + o, value);
-        }
-      }
-    }
+  with_computed(arguments.computed, [&](auto number) {
+    const ParameterGradients<decltype(number)> gradients(arguments, work, weight_sums, joint_sums, edge_sums,
+                                                         weight_gradient, bias_gradient, importance_gradient);
+    at::parallel_for(0, sizes.streams, 1, [&](int64_t first, int64_t last) {
+      for (int64_t stream = first; stream < last; ++stream) gradients.find(stream);
+    });
   });
   return {x_gradient, weight_gradient, bias_gradient, importance_gradient};
 }

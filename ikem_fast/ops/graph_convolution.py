@@ -137,7 +137,7 @@ def graph_convolution_reference(
     if not statistics:
         nothing = y.new_zeros(0)
         return y.to(dtype), nothing, nothing.clone()
-    if y.shape[1] * y.shape[2] * y.shape[3] == 0:
+    if y.numel() == 0:
         zeros = y.sum(dim=(1, 2, 3))
         return y.to(dtype), zeros, zeros.clone()
     variance, mean = torch.var_mean(y, dim=(1, 2, 3), correction=0)
