@@ -2,7 +2,7 @@
 
     pytest benchmarks/bench_step.py -s
     python benchmarks/bench_step.py --threads 2
-    python benchmarks/bench_step.py --device cuda --clips 128
+    python benchmarks/bench_step.py --device cuda
     python benchmarks/bench_step.py --profile step.json   # a trace of one of our steps, for a trace viewer
 
 Six modalities at the published sizes: views of stored clips, query and key encoders, losses, backward, momentum update,
@@ -48,7 +48,7 @@ WAYS = (
 CAPTURED = ("ours, captured", "ours, bf16, captured")  # on a GPU, as CUDA graphs
 # Largest difference of a loss, and of the gradient relative to its norm.
 TOLERANCE = {"ours": (1e-4, 1e-3), "ours, bf16": (2e-2, 0.5), "separate, compiled": (1e-4, 1e-3)}
-NUM_STORED = 256
+NUM_STORED = 256  # more than a batch
 LOSSES = ("info_nce", "context_loss", "exchange_loss")
 
 
@@ -233,7 +233,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--clips", type=int, default=16, help="of a batch")
+    parser.add_argument("--clips", type=int, help="of a batch; by default 16 on a CPU, 128 on a GPU")
     parser.add_argument("--queue", type=int, default=32768, help="K")
     parser.add_argument("--stage", choices=STAGES, default="cross")
     parser.add_argument("--hidden-channels", type=int, default=16)
@@ -243,7 +243,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--profile", metavar="FILE", help="only write a trace of one of our steps")
     parser.add_argument("--bf16", action="store_true", help="of the trace")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if parsed.clips is None:
+        parsed.clips = 128 if parsed.device == "cuda" else 16
+    return parsed
 
 
 def test_step_cpu():
