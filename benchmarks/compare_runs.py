@@ -42,7 +42,7 @@ def main() -> None:
     for kind, step in shared:
         if kind == "knn":
             pairs = {
-                view: (accuracy, second[kind, step]["accuracy"][view])
+                view: (100 * accuracy, 100 * second[kind, step]["accuracy"][view])
                 for view, accuracy in first[kind, step]["accuracy"].items()
             }
             shown = ", ".join(f"{view} {one:.1f} / {other:.1f}" for view, (one, other) in pairs.items())
