@@ -57,11 +57,20 @@ class PackedMatrix {
   Workspace<Product> values_;
 };
 
-// Rows of a tile are far apart, and no hardware fetches those of the next in time.
-template <int kWrites>
-inline void fetch(const void* row, int64_t bytes) {
-  constexpr int kSecondLevel = 2;
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i, kWrites, kSecondLevel);
+// A tile's numbers are used joint by joint, with a frame between one and the next, which no hardware foresees: they are
+// brought to the caches before, in the order in which they stand.
+template <typename T>
+inline void read_ahead(const T* values, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) {
+    asm volatile("" : : "r"(*reinterpret_cast<const volatile char*>(values + i)));
+  }
+}
+
+template <typename T>
+inline void write_ahead(const T* values, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(values + i, 1, 3);
 }
 
 // Calls run(number of frames as a constant, first frame) for frames that are looked at together.
@@ -137,16 +146,6 @@ class Tiles {
     return kPaired ? paired_rows(depth_of(group)) : depth_of(group);
   }
 
-  int64_t in_bytes() const { return p_.in_channels * static_cast<int64_t>(sizeof(X)); }
-  int64_t out_bytes() const { return p_.out_channels * static_cast<int64_t>(sizeof(X)); }
-
-  // The next tile's x.
-  void fetch_input(int64_t first, int64_t last, int64_t joint) const {
-    for (int64_t frame = first; frame < last; ++frame) {
-      fetch<0>(input(frame) + joint * p_.in_channels, in_bytes());
-    }
-  }
-
   int64_t input_frame(int64_t frame) const {
     return frame / p_.out_frames * p_.frames + frame % p_.out_frames * p_.stride;
   }
@@ -163,12 +162,12 @@ class Tiles {
   }
 
   // Joints are gathered for `count` output frames: for each group its rows (place, frame), each of the depth's
-  // channels. Before each joint's, fetch_ahead(joint) is called.
-  template <typename FetchAhead>
-  void gather(int64_t first, int64_t count, const FetchAhead& fetch_ahead) {
+  // channels.
+  void gather(int64_t first, int64_t count) {
     const X* x = input(first);
     if (!is_ragged_) {
-      gather_rows(x, count, fetch_ahead);
+      for (int64_t f = 0; f < count; ++f) read_ahead(x + f * input_stride(), p_.joints * p_.in_channels);
+      gather_rows(x, count);
       return;
     }
     for (int64_t f = 0; f < count; ++f) {
@@ -179,7 +178,7 @@ class Tiles {
         for (int64_t c = p_.in_channels; c < in_stride_; ++c) to[c] = Number(0);
       }
     }
-    gather_rows(padded_.data(), count, fetch_ahead);
+    gather_rows(padded_.data(), count);
   }
 
   // Between frames of what is gathered from.
@@ -217,15 +216,14 @@ class Tiles {
 
   int64_t gathered_size() const { return group_start(plan_.groups.size(), p_.tile) + kSize; }
 
-  template <typename Source, typename FetchAhead>
-  __attribute__((noinline)) void gather_rows(const Source* source, int64_t count, const FetchAhead& fetch_ahead) {
+  template <typename Source>
+  void gather_rows(const Source* source, int64_t count) {
     const int64_t frame_stride = source_stride(source);
     Product* to = gathered_.data();
     for (const auto& group : plan_.groups) {
       const int64_t stride = row_stride(group);
       Product* rows = to;
       for (int64_t place = 0; place < group.count; ++place, rows += count * stride) {
-        fetch_ahead(plan_.joints[group.first + place]);
         const int32_t* slot = plan_.first_arrival.data() + group.first_slot + place * group.depth;
         if (is_ragged_) {
           // Vectors reach beyond what is theirs, with zeros: later ones must follow in memory.
@@ -277,7 +275,6 @@ class Forward : Tiles<X, Product> {
   using Base = Tiles<X, Product>;
   using typename Base::Number, typename Base::V, typename Base::Register;
   using Base::kSize, Base::kPaired, Base::p_, Base::plan_, Base::inner_, Base::out_stride_;
-  using Base::in_bytes, Base::out_bytes;
 
  public:
   Forward(const GraphConvolution& parameters, int64_t stream, const GraphStatistics* statistics)
@@ -286,7 +283,8 @@ class Forward : Tiles<X, Product> {
         weights_(inner_, p_.out_channels),
         table_(p_.joints * out_stride_),
         scale_(out_stride_),
-        products_(p_.tile * p_.joints * kPanel) {
+        products_(p_.tile * p_.joints * kPanel),
+        is_plain_(find_plain()) {
     weights_.pack(inner_, [this](int64_t k, int64_t o) { return this->weight(k, o); });
     make_table();
     if (statistics_) {
@@ -298,12 +296,10 @@ class Forward : Tiles<X, Product> {
   void run(int64_t first, int64_t last) {
     for (int64_t frame = first, count = 0; frame < last; frame += count) {
       count = this->tile_size(frame, last);
-      this->gather(frame, count, [&](int64_t joint) {
-        this->fetch_input(frame + count, std::min(frame + 2 * count, last), joint);
-        for (int64_t f = 0; f < count; ++f) fetch<1>(output(frame + f, joint), out_bytes());
-      });
+      if (!is_plain_) this->gather(frame, count);
+      write_ahead(output(frame, 0), count * p_.joints * p_.out_channels);
       for (int64_t j = 0; j < p_.out_channels; j += kPanel) {
-        multiply_panel(j, count);
+        multiply_panel(j, frame, count);
         if (statistics_) {
           write<Output::kStatistics>(j, frame, count);
         } else if (!p_.output_scale) {
@@ -347,8 +343,29 @@ class Forward : Tiles<X, Product> {
     }
   }
 
-  void multiply_panel(int64_t j, int64_t count) {
+  // Whether each joint is gathered from itself alone and unchanged, so that x itself can be multiplied.
+  bool find_plain() const {
+    if (!std::is_same_v<X, Product> || this->is_ragged_) return false;
+    if (p_.partitions != 1 || p_.num_edges != p_.joints) return false;
+    for (int64_t e = 0; e < p_.num_edges; ++e) {
+      if (p_.edges[3 * e + 1] != e || p_.edges[3 * e + 2] != e || this->factors_.data()[e] != Number(1)) return false;
+    }
+    return true;
+  }
+
+  // Rows (position, frame); of a plain projection (frame, joint), which then are the positions.
+  void multiply_panel(int64_t j, int64_t frame, int64_t count) {
     const int64_t columns = std::min(kPanel, out_stride_ - j);
+    if constexpr (std::is_same_v<X, Product>) {
+      if (is_plain_) {
+        const int64_t runs = p_.stride == 1 ? 1 : count, rows = p_.joints * count / runs;
+        for (int64_t run = 0; run < runs; ++run) {
+          multiply(rows, columns, p_.in_channels, this->input(frame + run), p_.in_channels, weights_.panel(j), kPanel,
+                   products_.data() + run * rows * kPanel, kPanel, false);
+        }
+        return;
+      }
+    }
     int64_t start = 0;
     for (const auto& group : plan_.groups) {
       const int64_t rows = group.count * count, stride = this->row_stride(group);
@@ -382,16 +399,17 @@ class Forward : Tiles<X, Product> {
   // the tile's deviation, from the tile's own, so that nothing cancels.
   void find_reference(int64_t j, int64_t columns, int64_t count) {
     const int64_t rows = std::min<int64_t>(8, count);  // of one joint
+    const int64_t row_stride = (is_plain_ ? p_.joints : 1) * kPanel;
     const Number* table = table_.data() + plan_.joints[0] * out_stride_ + j;
     for (int64_t c = 0; c < columns; ++c) {
       Number sum = 0;
-      for (int64_t i = 0; i < rows; ++i) sum += products_.data()[i * kPanel + c];
+      for (int64_t i = 0; i < rows; ++i) sum += products_.data()[i * row_stride + c];
       reference_[c] = sum / static_cast<Number>(rows) + table[c];
     }
   }
 
   template <Output kOutput, int kVectors, int kRows, bool kWhole>
-  __attribute__((noinline)) void write_columns(int64_t j, int64_t column, int64_t size, int64_t frame, int64_t count) {
+  void write_columns(int64_t j, int64_t column, int64_t size, int64_t frame, int64_t count) {
     constexpr bool kWithStatistics = kOutput == Output::kStatistics;
     constexpr bool kWithScale = kOutput == Output::kScaled || kOutput == Output::kActivated;
     Register reference[kVectors], scale[kVectors], sums[kRows][kVectors], squares[kRows][kVectors];
@@ -404,9 +422,10 @@ class Forward : Tiles<X, Product> {
     }
     X* const y = output(frame, 0) + j + column;
     const int64_t frame_size = p_.joints * p_.out_channels;
+    const int64_t row_stride = (is_plain_ ? p_.joints : 1) * kPanel;
     for (int64_t position = 0; position < p_.joints; ++position) {
       const int64_t joint = plan_.joints[position];
-      const Number* from = products_.data() + position * count * kPanel + column;
+      const Number* from = products_.data() + position * (is_plain_ ? 1 : count) * kPanel + column;
       X* to = y + joint * p_.out_channels;
       Register table[kVectors];
 #pragma GCC unroll 4
@@ -434,9 +453,9 @@ class Forward : Tiles<X, Product> {
       int64_t f = 0;
       for (; f + kRows <= count; f += kRows) {
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) write_row(r, from + (f + r) * kPanel, to + (f + r) * frame_size);
+        for (int r = 0; r < kRows; ++r) write_row(r, from + (f + r) * row_stride, to + (f + r) * frame_size);
       }
-      for (; f < count; ++f) write_row(0, from + f * kPanel, to + f * frame_size);
+      for (; f < count; ++f) write_row(0, from + f * row_stride, to + f * frame_size);
     }
     if constexpr (kWithStatistics) {
 #pragma GCC unroll 4
@@ -471,6 +490,7 @@ class Forward : Tiles<X, Product> {
   const GraphStatistics* const statistics_;
   PackedMatrix<Product> weights_;
   Workspace<Number> table_, scale_, products_;
+  const bool is_plain_;
   alignas(64) Number reference_[kPanel], sum_[kPanel], square_[kPanel];
   int64_t rows_before_ = 0;
 };
@@ -480,7 +500,6 @@ class Backward : Tiles<X, Product> {
   using Base = Tiles<X, Product>;
   using typename Base::Number, typename Base::V, typename Base::Register;
   using Base::kSize, Base::kPaired, Base::p_, Base::plan_, Base::inner_, Base::in_stride_, Base::out_stride_;
-  using Base::in_bytes, Base::out_bytes;
 
  public:
   Backward(const GraphConvolution& parameters, int64_t stream, const GraphGradientSums& sums)
@@ -513,17 +532,7 @@ class Backward : Tiles<X, Product> {
     for (int64_t frame = first, count = 0; frame < last; frame += count) {
       count = this->tile_size(frame, last);
       make_total(frame, count);
-      const int64_t next = std::min(frame + 2 * count, last);
-      this->gather(frame, count, [&](int64_t joint) {
-        this->fetch_input(frame + count, next, joint);
-        for (int64_t f = frame + count; f < next; ++f) {
-          fetch<0>(of_output(p_.y_gradient, f, joint), out_bytes());
-          if (p_.variance_gradient) fetch<0>(of_output(p_.y, f, joint), out_bytes());
-        }
-        for (int64_t f = frame; p_.x_gradient && f < frame + count; ++f) {
-          fetch<1>(input_gradient(f) + joint * p_.in_channels, in_bytes());
-        }
-      });
+      this->gather(frame, count);
       multiply_all(count);
       if (this->is_ragged_) {
         scatter(this->padded_.data(), in_stride_, frame, count);
@@ -578,9 +587,11 @@ class Backward : Tiles<X, Product> {
   }
 
   template <bool kWithVariance>
-  __attribute__((noinline)) void make_total(int64_t frame, int64_t count) {
+  void make_total(int64_t frame, int64_t count) {
     const X* const gradient = of_output(p_.y_gradient, frame, 0);
     const X* const y = of_output(p_.y, frame, 0);
+    read_ahead(gradient, count * p_.joints * p_.out_channels);
+    if (kWithVariance) read_ahead(y, count * p_.joints * p_.out_channels);
     int64_t start = 0;
     for (const auto& group : plan_.groups) {
       for (int64_t place = 0; place < group.count; ++place) {
@@ -655,8 +666,13 @@ class Backward : Tiles<X, Product> {
 
   // The gradient of x, from that of what was gathered, and the edges' sums.
   template <typename Source>
-  __attribute__((noinline)) void scatter(const Source* source, int64_t joint_stride, int64_t frame, int64_t count) {
-    if (p_.x_gradient) clear_skipped(frame, count);
+  void scatter(const Source* source, int64_t joint_stride, int64_t frame, int64_t count) {
+    if (p_.x_gradient) {
+      clear_skipped(frame, count);
+      for (int64_t f = 0; f < count; ++f) {
+        write_ahead(input_gradient(frame + f), p_.joints * p_.in_channels);
+      }
+    }
     place_departures(count);
     const int64_t whole = p_.in_channels / kSize * kSize;
     for (int64_t joint = 0; joint < p_.joints; ++joint) {
