@@ -91,13 +91,20 @@ def test_flipped_bytes_are_noticed(run):
         (lambda path: torch.save({"weights": os.getcwd}, path), "holds more than plain values and tensors"),
         (lambda path: torch.save({"weights": torch.ones(2)}, path), "was not written by this package"),
         (lambda path: torch.save([1, 2], path), "was not written by this package"),
-        (lambda path: torch.save({"format": checkpoints.FORMAT, "format_version": 9}, path), "version 1, got 9"),
         (
-            lambda path: torch.save({"format": checkpoints.FORMAT, "format_version": 1, "kind": 3}, path),
+            lambda path: torch.save({"format": checkpoints.FORMAT, "format_version": 9}, path),
+            f"version {checkpoints.FORMAT_VERSION}, got 9",
+        ),
+        (
+            lambda path: torch.save(
+                {"format": checkpoints.FORMAT, "format_version": checkpoints.FORMAT_VERSION, "kind": 3}, path
+            ),
             "must hold 'kind' as str, got int",
         ),
         (
-            lambda path: torch.save({"format": checkpoints.FORMAT, "format_version": 1, "kind": "pretrain"}, path),
+            lambda path: torch.save(
+                {"format": checkpoints.FORMAT, "format_version": checkpoints.FORMAT_VERSION, "kind": "pretrain"}, path
+            ),
             "must hold 'method' as dict, got nothing",
         ),
     ],
