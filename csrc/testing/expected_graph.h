@@ -11,18 +11,7 @@
 #include "cuda/graph_convolution.h"
 #include "testing/device_buffer.h"
 #include "testing/kernel_test.h"
-
-inline double exact(float value) { return value; }
-inline double exact(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-template <typename T>
-T rounded(double value) {
-  if constexpr (sizeof(T) == 2) {
-    return __float2bfloat16_rn(static_cast<float>(value));
-  } else {
-    return static_cast<T>(value);
-  }
-}
+#include "testing/values.h"
 
 struct GraphCase {
   ikem_fast::cuda::GraphConvolutionShape shape;  // the number of edges comes from degree

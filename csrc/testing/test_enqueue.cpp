@@ -10,6 +10,7 @@
 
 #include "testing/device_buffer.h"
 #include "testing/kernel_test.h"
+#include "testing/values.h"
 
 namespace {
 
@@ -20,24 +21,6 @@ template <typename T>
 constexpr ElementType kType = sizeof(T) == 8   ? ElementType::kDouble
                            : sizeof(T) == 4 ? ElementType::kFloat
                                             : ElementType::kBFloat16;
-
-template <typename T>
-double exact(T value) {
-  if constexpr (sizeof(T) == 2) {
-    return __bfloat162float(value);
-  } else {
-    return value;
-  }
-}
-
-template <typename T>
-T rounded(double value) {
-  if constexpr (sizeof(T) == 2) {
-    return __float2bfloat16_rn(static_cast<float>(value));
-  } else {
-    return static_cast<T>(value);
-  }
-}
 
 struct Shape {
   int streams, keys, size, columns;

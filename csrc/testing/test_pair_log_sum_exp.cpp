@@ -15,6 +15,7 @@
 
 #include "testing/device_buffer.h"
 #include "testing/kernel_test.h"
+#include "testing/values.h"
 
 namespace {
 
@@ -30,9 +31,6 @@ struct Case {
   double scale, deviation;
   bool whole_numbers;  // as similarities, so that many are equal
 };
-
-double exact(float value) { return value; }
-double exact(__nv_bfloat16 value) { return __bfloat162float(value); }
 
 class Checker {
  public:

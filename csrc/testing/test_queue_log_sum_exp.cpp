@@ -13,15 +13,13 @@
 
 #include "testing/device_buffer.h"
 #include "testing/kernel_test.h"
+#include "testing/values.h"
 
 namespace {
 
 using ikem_fast::cuda::ElementType;
 using ikem_fast::cuda::QueueLogSumExpTile;
 using ikem_fast::cuda::TileShape;
-
-double exact(float value) { return value; }
-double exact(__nv_bfloat16 value) { return __bfloat162float(value); }
 
 // Similarities of `deviation` around 0, that of the positive in units of 1 / scale.
 template <typename Share>

@@ -11,6 +11,7 @@
 
 #include "testing/device_buffer.h"
 #include "testing/kernel_test.h"
+#include "testing/values.h"
 
 namespace {
 
@@ -19,16 +20,6 @@ using ikem_fast::cuda::ElementType;
 using ikem_fast::cuda::QueueColumns;
 using ikem_fast::cuda::TileShape;
 
-double exact(float value) { return value; }
-double exact(__nv_bfloat16 value) { return __bfloat162float(value); }
-template <typename T>
-T rounded(double value) {
-  if constexpr (sizeof(T) == 2) {
-    return __float2bfloat16_rn(static_cast<float>(value));
-  } else {
-    return static_cast<T>(value);
-  }
-}
 template <typename T>
 constexpr ElementType kType = sizeof(T) == 4 ? ElementType::kFloat : ElementType::kBFloat16;
 

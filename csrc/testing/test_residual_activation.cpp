@@ -13,6 +13,7 @@
 
 #include "testing/device_buffer.h"
 #include "testing/kernel_test.h"
+#include "testing/values.h"
 
 namespace {
 
@@ -53,9 +54,6 @@ T as(float value) {
     return __float2bfloat16_rn(value);
   }
 }
-double exact(float value) { return value; }
-double exact(__nv_bfloat16 value) { return __bfloat162float(value); }
-
 std::mt19937 random_state;
 
 std::vector<float> draw(int64_t count) {

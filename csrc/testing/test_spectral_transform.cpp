@@ -15,6 +15,7 @@
 #include "cuda/channel_statistics.cu"
 #include "testing/device_buffer.h"
 #include "testing/kernel_test.h"
+#include "testing/values.h"
 
 namespace {
 
@@ -23,17 +24,6 @@ using ikem_fast::cuda::SpectralShape;
 using ikem_fast::cuda::SpectralWeights;
 
 using Values = std::vector<double>;
-
-float exact(float value) { return value; }
-float exact(__nv_bfloat16 value) { return __bfloat162float(value); }
-template <typename T>
-T rounded(double value) {
-  if constexpr (sizeof(T) == 2) {
-    return __float2bfloat16_rn(static_cast<float>(value));
-  } else {
-    return static_cast<T>(value);
-  }
-}
 
 std::mt19937 generator;
 

@@ -15,6 +15,7 @@
 #include "cuda/partial_sums.cu"
 #include "testing/device_buffer.h"
 #include "testing/kernel_test.h"
+#include "testing/values.h"
 
 namespace {
 
@@ -29,17 +30,6 @@ struct Case {
   bool with_x_gradient = true;
   double offset = 0;  // of x, so that the mean may be far above the deviation
 };
-
-float exact(float value) { return value; }
-float exact(__nv_bfloat16 value) { return __bfloat162float(value); }
-template <typename T>
-T rounded(double value) {
-  if constexpr (sizeof(T) == 2) {
-    return __float2bfloat16_rn(static_cast<float>(value));
-  } else {
-    return static_cast<T>(value);
-  }
-}
 
 using Values = std::vector<double>;
 

@@ -12,23 +12,12 @@
 
 #include "testing/device_buffer.h"
 #include "testing/kernel_test.h"
+#include "testing/values.h"
 
 namespace {
 
 using ikem_fast::cuda::Accumulators;
 using ikem_fast::cuda::TileOrder;
-
-double exact(float value) { return value; }
-double exact(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-template <typename T>
-T rounded(double value) {
-  if constexpr (sizeof(T) == 2) {
-    return __float2bfloat16_rn(static_cast<float>(value));
-  } else {
-    return static_cast<float>(value);
-  }
-}
 
 // Each of two warps takes half of the depth.
 template <typename T, TileOrder kLeft, TileOrder kRight, int kM, int kN>
