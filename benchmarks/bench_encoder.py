@@ -19,7 +19,6 @@ import statistics
 from collections.abc import Callable
 
 import allocator
-import cuda_timing
 import measuring
 import torch
 from separate_encoders import SeparateEncoders
@@ -163,12 +162,7 @@ def run_piece(block: int | None, arguments: argparse.Namespace) -> dict[tuple[st
 
 
 def run(arguments: argparse.Namespace) -> dict[int | None, dict[tuple[str, bool], float]]:
-    if arguments.device == "cuda":
-        cuda_timing.require_gpu()
-        print(cuda_timing.describe_gpu())
-    else:
-        torch.set_num_threads(arguments.threads)
-        print(measuring.describe_cpu(arguments.threads))
+    measuring.begin(arguments.device, arguments.threads)
     print(f"{arguments.clips} clips of {NUM_PERSONS} persons, {STREAMS} streams")
     arguments.ways = [name for name in arguments.ways if not (arguments.no_compile and "compiled" in name)]
     figures = {block: run_piece(block, arguments) for block in (*arguments.blocks, None)}

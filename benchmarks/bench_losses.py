@@ -26,7 +26,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import allocator
-import cuda_timing
 import measuring
 import torch
 from torch import Tensor
@@ -240,12 +239,7 @@ def run_size(stage: str, num_clips: int, queue_size: int, names: list[str], repe
 
 def run(arguments: argparse.Namespace) -> dict:
     device = arguments.device
-    if device == "cuda":
-        cuda_timing.require_gpu()
-        print(cuda_timing.describe_gpu())
-    else:
-        torch.set_num_threads(arguments.threads)
-        print(measuring.describe_cpu(arguments.threads))
+    measuring.begin(arguments.device, arguments.threads)
     names = [name for name in WAYS if not (arguments.no_compile and "compiled" in name)]
     figures = {}
     for stage in arguments.stages:

@@ -24,7 +24,6 @@ import sys
 from collections.abc import Callable
 
 import allocator
-import cuda_timing
 import measuring
 import torch
 from separate_encoders import separate
@@ -180,12 +179,7 @@ def profile(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, float]:
     device = torch.device(arguments.device)
-    if device.type == "cuda":
-        cuda_timing.require_gpu()
-        print(cuda_timing.describe_gpu())
-    else:
-        torch.set_num_threads(arguments.threads)
-        print(measuring.describe_cpu(arguments.threads))
+    measuring.begin(arguments.device, arguments.threads)
     names = [name for name in arguments.ways if not (arguments.no_compile and "compiled" in name)]
     check(names, arguments)
     names += [name for name in CAPTURED if device.type == "cuda" and name.removesuffix(", captured") in names]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import cuda_timing
 import torch
 
 from ikem_fast import _extension
@@ -22,12 +23,16 @@ WARM_UP = 2  # calls that are not counted
 _RETURNING_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
-def describe_cpu(threads: int) -> str:
+def begin(device: str, threads: int) -> None:
+    """Prints what a benchmark runs on and sets the CPU's threads; ends the process where the device is not there."""
+    if device == "cuda":
+        cuda_timing.require_gpu()
+        print(cuda_timing.describe_gpu())
+        return
+    torch.set_num_threads(threads)
     capability = _extension.require().build_info()["cpu_capability"]
-    return (
-        f"torch {torch.__version__}, {threads} threads, {capability}\n"
-        f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores before the run"
-    )
+    print(f"torch {torch.__version__}, {threads} threads, {capability}")
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores before the run")
 
 
 def time_in_turns(
