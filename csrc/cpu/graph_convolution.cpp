@@ -790,13 +790,13 @@ class Backward : Tiles<X, Product> {
 
 // Calls run with x's numbers and those of products.
 template <typename Run>
-void choose_numbers(GraphNumbers numbers, const Run& run) {
+void choose_numbers(Numbers numbers, const Run& run) {
   switch (numbers) {
-    case GraphNumbers::kFloat:
+    case Numbers::kFloat:
       return run(float{}, float{});
-    case GraphNumbers::kDouble:
+    case Numbers::kDouble:
       return run(double{}, double{});
-    case GraphNumbers::kBFloat16:
+    case Numbers::kBFloat16:
 #ifdef CPU_CAPABILITY_AVX512
       if (has_bfloat16_products()) {
         run(at::BFloat16{}, at::BFloat16{});

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/capability.h"
+#include "cpu/numbers.h"
 
 namespace ikem_fast::cpu {
 
@@ -32,11 +33,8 @@ struct GraphPlan {
   std::vector<Departure> departures;
 };
 
-// What x and y hold. Sums, weights and statistics are double for double and float for the others ("computed" below).
-enum class GraphNumbers { kFloat, kBFloat16, kDouble };
-
 struct GraphConvolution {
-  GraphNumbers numbers{};
+  Numbers numbers{};
   const GraphPlan* plan = nullptr;
   const int32_t* edges = nullptr;      // (E, 3): partition, from, to
   const void* x = nullptr;             // (S, B, T, V, C_in)

@@ -365,14 +365,14 @@ void with_residual(const ResidualActivation& p, Use use) {
 template <typename Use>
 void with_activation(const ResidualActivation& p, Use use) {
   switch (p.numbers) {
-    case ActivationNumbers::kFloat:
+    case Numbers::kFloat:
       return with_residual<float, false>(p, use);
-    case ActivationNumbers::kBFloat16:
+    case Numbers::kBFloat16:
 #ifdef CPU_CAPABILITY_AVX512
       if (rounds_in_hardware()) return with_residual<at::BFloat16, true>(p, use);
 #endif
       return with_residual<at::BFloat16, false>(p, use);
-    case ActivationNumbers::kDouble:
+    case Numbers::kDouble:
       return with_residual<double, false>(p, use);
   }
 }

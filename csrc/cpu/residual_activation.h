@@ -4,15 +4,13 @@
 #include <cstdint>
 
 #include "cpu/capability.h"
+#include "cpu/numbers.h"
 
 namespace ikem_fast::cpu {
 
-// What x, residual, out and their gradients hold. Coefficients, means and sums are double for double, otherwise float.
-enum class ActivationNumbers { kFloat, kBFloat16, kDouble };
-
 // S streams of rows of C channels. The rows of a stream are an item each rows_of_item (fewer in the last).
 struct ResidualActivation {
-  ActivationNumbers numbers{};
+  Numbers numbers{};
   const void* x = nullptr;               // (S, rows, C)
   const void* residual = nullptr;        // likewise, or null
   const void* scale = nullptr;           // (S, C)

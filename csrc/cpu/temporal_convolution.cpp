@@ -1172,9 +1172,9 @@ class Backward {
 template <typename Run>
 auto with_types(const FrameConvolution& p, const Run& run) {
   switch (p.numbers) {
-    case FrameNumbers::kDouble:
+    case Numbers::kDouble:
       return run(double{}, double{});
-    case FrameNumbers::kBFloat16:
+    case Numbers::kBFloat16:
 #ifdef CPU_CAPABILITY_AVX512
       if (matrix_product_detail::has_bfloat16_arithmetic()) {
         return run(at::BFloat16{}, Pair{});

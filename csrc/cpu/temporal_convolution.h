@@ -4,15 +4,13 @@
 #include <cstdint>
 
 #include "cpu/capability.h"
+#include "cpu/numbers.h"
 #include "ops/temporal_convolution_checks.h"
 
 namespace ikem_fast::cpu {
 
-// What x, y and their gradients hold. All else is double for double and float for the others.
-enum class FrameNumbers { kFloat, kBFloat16, kDouble };
-
 struct FrameConvolution {
-  FrameNumbers numbers{};
+  Numbers numbers{};
   TemporalConvolutionSizes sizes;
   const void* x = nullptr;
   const void* scale = nullptr;  // of h = relu(scale x + shift), or null

@@ -1093,11 +1093,11 @@ class Backward : Chunks<X, A> {
 
 // run(X, A) with a number of each of the types.
 template <typename Run>
-auto for_numbers(SpectralNumbers numbers, const Run& run) {
+auto for_numbers(Numbers numbers, const Run& run) {
   switch (numbers) {
-    case SpectralNumbers::kBFloat16:
+    case Numbers::kBFloat16:
       return run(at::BFloat16(0.0f), 0.0f);
-    case SpectralNumbers::kDouble:
+    case Numbers::kDouble:
       return run(0.0, 0.0);
     default:
       return run(0.0f, 0.0f);

@@ -8,15 +8,13 @@
 #include <cstdint>
 
 #include "cpu/capability.h"
+#include "cpu/numbers.h"
 #include "math/spectral_convolution.h"
 
 namespace ikem_fast::cpu {
 
-// What x and y hold. Coefficients and sums are double for double and float for the others.
-enum class SpectralNumbers { kFloat, kBFloat16, kDouble };
-
 struct SpectralConvolution {
-  SpectralNumbers numbers{};
+  Numbers numbers{};
   math::SpectralPlan plan;
   int64_t sequences = 0, frames = 0, joints = 0, in_channels = 0, out_channels = 0, taps = 0;
   int64_t rows = 0;        // of a stream: sequences * tiles * joints

@@ -12,23 +12,11 @@
 
 #include "cpu/graph_convolution.h"
 #include "ops/graph_convolution_checks.h"
+#include "ops/numbers.h"
 
 namespace ikem_fast {
 
 namespace {
-
-cpu::GraphNumbers find_numbers(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return cpu::GraphNumbers::kFloat;
-    case at::kBFloat16:
-      return cpu::GraphNumbers::kBFloat16;
-    case at::kDouble:
-      return cpu::GraphNumbers::kDouble;
-    default:
-      TORCH_CHECK_VALUE(false, "x must be float32, bfloat16 or float64, got ", x.scalar_type());
-  }
-}
 
 // The arguments, dense, with the plan of the graph.
 class Arguments {
@@ -39,7 +27,7 @@ class Arguments {
         x.sizes(), weight.sizes(), bias.sizes(), importance.sizes(), adjacency.sizes(), edges.sizes(), stride, sizes);
     TORCH_CHECK_VALUE(problem.empty(), problem);
     parameters.numbers = find_numbers(x);
-    computed = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    computed = computed_type(x);
     options = x.options().dtype(computed);
     parameters.x = keep("x", x, x.scalar_type());
     parameters.weight = keep("weight", weight, computed);

@@ -11,24 +11,12 @@
 
 #include "cpu/residual_activation.h"
 #include "math/dropout_mask.h"
+#include "ops/numbers.h"
 #include "ops/residual_activation_checks.h"
 
 namespace ikem_fast {
 
 namespace {
-
-cpu::ActivationNumbers find_numbers(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return cpu::ActivationNumbers::kFloat;
-    case at::kBFloat16:
-      return cpu::ActivationNumbers::kBFloat16;
-    case at::kDouble:
-      return cpu::ActivationNumbers::kDouble;
-    default:
-      TORCH_CHECK_VALUE(false, "x must be float32, bfloat16 or float64, got ", x.scalar_type());
-  }
-}
 
 void check_type(const char* name, const at::Tensor& tensor, at::ScalarType wanted) {
   TORCH_CHECK_VALUE(tensor.scalar_type() == wanted && tensor.device().is_cpu(), name, " must be ", wanted,
@@ -51,7 +39,7 @@ struct Arguments {
         dropout, layer, pool);
     TORCH_CHECK_VALUE(problem.empty(), problem);
     p.numbers = find_numbers(given_x);
-    computed = given_x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    computed = computed_type(given_x);
     const auto dense = [&](const char* name, const std::optional<at::Tensor>& tensor, at::ScalarType type) {
       if (!tensor) return at::Tensor();
       check_type(name, *tensor, type);
@@ -63,13 +51,12 @@ struct Arguments {
     residual = dense("residual", given_residual, x.scalar_type());
     residual_scale = dense("residual_scale", given_residual_scale, computed);
     residual_shift = dense("residual_shift", given_residual_shift, computed);
-    const auto data = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; };
-    p.x = data(x);
-    p.scale = data(scale);
-    p.shift = data(shift);
-    p.residual = data(residual);
-    p.residual_scale = data(residual_scale);
-    p.residual_shift = data(residual_shift);
+    p.x = data_or_null(x);
+    p.scale = data_or_null(scale);
+    p.shift = data_or_null(shift);
+    p.residual = data_or_null(residual);
+    p.residual_scale = data_or_null(residual_scale);
+    p.residual_shift = data_or_null(residual_shift);
     p.channels = x.size(4);
     p.rows = x.size(1) * x.size(2) * x.size(3);
     p.pool_rows = pool * x.size(2) * x.size(3);

@@ -11,13 +11,12 @@
 #include <vector>
 
 #include "cpu/temporal_convolution.h"
+#include "ops/numbers.h"
 #include "ops/temporal_convolution_spectral.h"
 
 namespace ikem_fast {
 
 namespace {
-
-at::ScalarType computed_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 at::Tensor dense_argument(const char* name, const char* letters, const at::Tensor& argument,
                           const std::vector<int64_t>& shape, at::ScalarType type) {
@@ -35,9 +34,7 @@ at::Tensor dense_argument(const char* name, const char* letters, const std::opti
 // What forward and backward pass share.
 TemporalConvolution check_inputs(const at::Tensor& x, const std::optional<at::Tensor>& scale,
                                  const std::optional<at::Tensor>& shift, const at::Tensor& weight, int64_t stride) {
-  const at::ScalarType type = x.scalar_type();
-  TORCH_CHECK_VALUE(type == at::kFloat || type == at::kBFloat16 || type == at::kDouble,
-                    "x must be float32, bfloat16 or float64, got ", type);
+  find_numbers(x);  // for its check
   const std::string problem = find_temporal_convolution_problem(x.sizes().vec(), weight.sizes().vec(), stride);
   TORCH_CHECK_VALUE(problem.empty(), problem);
   TORCH_CHECK_VALUE(scale.has_value() == shift.has_value(), "scale and shift must be given together");
@@ -51,19 +48,6 @@ TemporalConvolution check_inputs(const at::Tensor& x, const std::optional<at::Te
   arguments.weight = dense_argument("weight", "(S, C_out, C_in, K)", weight, sizes.of_weight(), computed);
   return arguments;
 }
-
-cpu::FrameNumbers find_numbers(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kDouble:
-      return cpu::FrameNumbers::kDouble;
-    case at::kBFloat16:
-      return cpu::FrameNumbers::kBFloat16;
-    default:
-      return cpu::FrameNumbers::kFloat;
-  }
-}
-
-const void* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 
 void set_inputs(cpu::FrameConvolution& parameters, const TemporalConvolution& arguments) {
   parameters.numbers = find_numbers(arguments.x);

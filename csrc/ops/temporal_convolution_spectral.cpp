@@ -10,20 +10,13 @@
 
 #include "cpu/temporal_convolution_spectral.h"
 #include "math/spectral_convolution.h"
+#include "ops/numbers.h"
 
 namespace ikem_fast {
 
 namespace {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-const void* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
-
-cpu::SpectralNumbers find_numbers(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble     ? cpu::SpectralNumbers::kDouble
-         : x.scalar_type() == at::kBFloat16 ? cpu::SpectralNumbers::kBFloat16
-                                            : cpu::SpectralNumbers::kFloat;
-}
 
 math::ConvolutionCosts costs_of(const TemporalConvolutionSizes& sizes) {
   return {sizes.frames, sizes.taps, sizes.in_channels, sizes.out_channels,

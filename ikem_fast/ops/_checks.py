@@ -80,11 +80,11 @@ def as_computed(values: Tensor) -> Tensor:
     return values.to(computed_dtype(values))
 
 
-def compares_with_queues(rows: Tensor) -> bool:
-    """Whether the ops that compare rows with queues have a kernel for the rows' device and dtype."""
-    if rows.is_cuda:
-        return rows.dtype != torch.float64 and _extension.cuda_available()
-    return rows.device.type in ("cpu", "meta")
+def has_kernel(values: Tensor) -> bool:
+    """Whether ops that compute in float32 and float64 have a kernel for the values' device and dtype."""
+    if values.is_cuda:
+        return values.dtype != torch.float64 and _extension.cuda_available()
+    return values.device.type in ("cpu", "meta")
 
 
 def check_queries_keys_queue(q: Tensor, k: Tensor, queue: Tensor) -> None:

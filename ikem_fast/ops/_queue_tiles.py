@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ikem_fast import _extension
-from ikem_fast.ops._checks import compares_with_queues, computed_dtype
+from ikem_fast.ops._checks import computed_dtype, has_kernel
 
 # Of a tile's similarities, to stay in the second-level cache of an H100 or H200 (50 MB) with what is made of them.
 _SIMILARITY_BYTES = 24 << 20
@@ -303,7 +303,7 @@ def _multiply(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _has_kernels(tensor: Tensor) -> bool:
-    return tensor.is_cuda and compares_with_queues(tensor)
+    return tensor.is_cuda and has_kernel(tensor)
 
 
 def _pairs_have_kernels(x_similarity: Tensor, num_y: int) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ikem_fast import _extension
-from ikem_fast.ops._checks import check_tensor, describe
+from ikem_fast.ops._checks import check_tensor, describe, has_kernel
 
 
 def batch_norm_coefficients(
@@ -36,7 +36,7 @@ def batch_norm_coefficients(
     """
     _check_arguments(mean, variance, weight, bias, eps)
     _extension.require()
-    if not _has_kernel(mean):
+    if not has_kernel(mean):
         return batch_norm_coefficients_reference(mean, variance, weight, bias, eps)
     return torch.ops.ikem_fast.batch_norm_coefficients(mean, variance, weight, bias, eps)
 
@@ -48,12 +48,6 @@ def batch_norm_coefficients_reference(
     _check_arguments(mean, variance, weight, bias, eps)
     scale = weight / torch.sqrt(variance + eps)
     return scale, bias - mean * scale
-
-
-def _has_kernel(mean: Tensor) -> bool:
-    if mean.is_cuda:
-        return mean.dtype == torch.float32 and _extension.cuda_available()
-    return mean.device.type in ("cpu", "meta")
 
 
 def _check_arguments(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:

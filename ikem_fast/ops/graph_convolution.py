@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ikem_fast import _extension
-from ikem_fast.ops._checks import as_computed, check_constant, computed_dtype, describe
+from ikem_fast.ops._checks import as_computed, check_constant, computed_dtype, describe, has_kernel
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _MOST_JOINTS_ON_CUDA, _MOST_PARTITIONS_ON_CUDA = 128, 12
@@ -150,10 +150,8 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _has_kernel(x: Tensor, weight: Tensor) -> bool:
-    if x.is_cuda:
-        fits = x.shape[3] <= _MOST_JOINTS_ON_CUDA and weight.shape[1] <= _MOST_PARTITIONS_ON_CUDA and x.shape[4] > 0
-        return fits and x.dtype != torch.float64 and _extension.cuda_available()
-    return x.device.type in ("cpu", "meta")
+    fits = x.shape[3] <= _MOST_JOINTS_ON_CUDA and weight.shape[1] <= _MOST_PARTITIONS_ON_CUDA and x.shape[4] > 0
+    return has_kernel(x) and (not x.is_cuda or fits)
 
 
 def _check_arguments(

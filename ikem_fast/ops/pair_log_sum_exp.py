@@ -15,9 +15,9 @@ from ikem_fast.ops._checks import (
     check_rows_and_queue,
     check_tensor,
     check_topk,
-    compares_with_queues,
     computed_dtype,
     describe,
+    has_kernel,
 )
 
 
@@ -72,7 +72,7 @@ def pair_log_sum_exp(
     """
     _check_arguments(x, queue, scale, topk, y, y_queue)
     _extension.require()
-    if not compares_with_queues(x):
+    if not has_kernel(x):
         return pair_log_sum_exp_reference(x, queue, scale, topk, y, y_queue)
     return PairLogSumExp(*torch.ops.ikem_fast.pair_log_sum_exp(x, queue, y, y_queue, scale, topk))
 

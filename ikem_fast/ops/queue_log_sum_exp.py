@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ikem_fast import _extension
-from ikem_fast.ops._checks import as_computed, check_rows_and_queue, check_tensor, compares_with_queues, computed_dtype
+from ikem_fast.ops._checks import as_computed, check_rows_and_queue, check_tensor, computed_dtype, has_kernel
 
 
 def queue_log_sum_exp(x: Tensor, queue: Tensor, positive: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def queue_log_sum_exp(x: Tensor, queue: Tensor, positive: Tensor, scale: float) 
     """
     _check_arguments(x, queue, positive, scale)
     _extension.require()
-    if not compares_with_queues(x):
+    if not has_kernel(x):
         return queue_log_sum_exp_reference(x, queue, positive, scale)
     with_gradient = x.requires_grad and torch.is_grad_enabled()
     log_sum_exp, best, _ = torch.ops.ikem_fast.queue_log_sum_exp(

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ikem_fast import _extension
-from ikem_fast.ops._checks import as_computed, check_tensor, computed_dtype, describe
+from ikem_fast.ops._checks import as_computed, check_tensor, computed_dtype, describe, has_kernel
 from ikem_fast.ops.draw_views import philox
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -61,7 +61,7 @@ def residual_activation(
     """
     _check_arguments(x, scale, shift, residual, residual_scale, residual_shift, dropout, seed, layer, pool)
     _extension.require()
-    if not _has_kernel(x):
+    if not has_kernel(x):
         return residual_activation_reference(
             x, scale, shift, residual, residual_scale, residual_shift,
             dropout=dropout, seed=seed, layer=layer, pool=pool,
@@ -123,12 +123,6 @@ def _random_halves(shape: torch.Size, seed: Tensor, layer: int) -> Tensor:
     words = philox([q & (2**32 - 1), q >> 32, stream, torch.full_like(stream, layer)], seed)
     halves = torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], dim=2)
     return halves.flatten(1)[:, :size].view(shape)
-
-
-def _has_kernel(x: Tensor) -> bool:
-    if x.is_cuda:
-        return x.dtype != torch.float64 and _extension.cuda_available()
-    return x.device.type in ("cpu", "meta")
 
 
 def _check_arguments(x, scale, shift, residual, residual_scale, residual_shift, dropout, seed, layer, pool) -> None:

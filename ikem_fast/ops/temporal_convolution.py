@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ikem_fast import _extension
-from ikem_fast.ops._checks import check_tensor, computed_dtype, describe
+from ikem_fast.ops._checks import check_tensor, computed_dtype, describe, has_kernel
 
 _MOST_JOINTS_ON_CUDA = 128
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -119,9 +119,7 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _has_kernel(x: Tensor) -> bool:
-    if x.is_cuda:
-        return x.dtype != torch.float64 and x.shape[3] <= _MOST_JOINTS_ON_CUDA and _extension.cuda_available()
-    return x.device.type in ("cpu", "meta")
+    return has_kernel(x) and (not x.is_cuda or x.shape[3] <= _MOST_JOINTS_ON_CUDA)
 
 
 def _check_arguments(x, scale, shift, weight, bias, stride, statistics, output_scale, output_shift, residual) -> None:
