@@ -50,7 +50,8 @@ TORCH_LIBRARY(ikem_fast, m) {
   m.def(
       "batch_norm_coefficients_backward(Tensor mean, Tensor variance, Tensor weight, float eps, "
       "Tensor scale_gradient, Tensor shift_gradient) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("enqueue_(Tensor(a!) queue, Tensor keys, Tensor(b!) pointer) -> ()");
+  m.def(
+      "enqueue_(Tensor(a!) queue, Tensor keys, Tensor(b!) pointer, int first_column=0, int? queue_size=None) -> ()");
   m.def("momentum_update_(Tensor(a!)[] key_tensors, Tensor[] query_tensors, float momentum) -> ()");
 
   // One of two ways of the CPU's temporal_convolution, which chooses by the sizes; here for the tests.

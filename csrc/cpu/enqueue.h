@@ -9,18 +9,23 @@ namespace ikem_fast::cpu {
 
 enum class RealType : int { kFloat, kDouble, kBFloat16 };
 
+// Keys that come to lie one beside the other.
+struct EnqueueRun {
+  int64_t first_key = 0;
+  int64_t first_column = 0;
+  int64_t num_keys = 0;
+};
+
 // Strides in elements.
 struct Enqueue {
-  const void* keys = nullptr;  // (S, N, D), the first of the keys that stay
+  const void* keys = nullptr;  // (S, N, D)
   RealType key_type = RealType::kFloat;
   int64_t key_strides[3] = {};
   void* queue = nullptr;  // (S, D, K)
   RealType queue_type = RealType::kFloat;
   int64_t queue_strides[3] = {};
-  int64_t num_keys = 0;      // N, at most K
-  int64_t size = 0;          // D
-  int64_t queue_size = 0;    // K
-  int64_t first_column = 0;  // of the first key, in 0 ... K - 1
+  int64_t size = 0;    // D
+  EnqueueRun runs[2];  // before and after the queue's end
 
   static constexpr int64_t kRows = 16;  // a line of the cache in float
   int64_t blocks_per_stream() const { return (size + kRows - 1) / kRows; }

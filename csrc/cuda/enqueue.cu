@@ -31,21 +31,32 @@ __global__ void __launch_bounds__(Traits::kTile * Traits::kWarps) enqueue_kernel
   const int64_t num_keys = input.num_keys - dropped;
   const int lane = threadIdx.x % Traits::kTile, warp = threadIdx.x / Traits::kTile;
 
+  const int64_t start = wrap(wrap(*input.pointer, input.queue_size) + dropped, input.queue_size);
+  // Where a key comes to lie among the columns that are here; with N at most K it wraps around once at most.
+  const auto column_of = [&](int64_t key) {
+    const int64_t column = start + key;
+    return (column < input.queue_size ? column : column - input.queue_size) - input.first_column;
+  };
+  const auto is_here = [&](int64_t key) {
+    const int64_t column = column_of(key);
+    return key < num_keys && column >= 0 && column < input.columns;
+  };
+
   const Key* keys = static_cast<const Key*>(input.keys) + stream * input.key_strides[0];
   for (int i = warp; i < Traits::kTile; i += Traits::kWarps) {
     const int64_t key = first_key + i, row = first_row + lane;
-    if (key < num_keys && row < input.size) {
+    if (is_here(key) && row < input.size) {
       tile[i][lane] = widen(keys[(dropped + key) * input.key_strides[1] + row * input.key_strides[2]]);
     }
   }
   __syncthreads();
 
-  const int64_t column =
-      wrap(wrap(*input.pointer, input.queue_size) + dropped + first_key + lane, input.queue_size);
+  const int64_t column = column_of(first_key + lane);
+  const bool written = is_here(first_key + lane);
   Queue* queue = static_cast<Queue*>(input.queue) + stream * input.queue_strides[0];
   for (int i = warp; i < Traits::kTile; i += Traits::kWarps) {
     const int64_t row = first_row + i;
-    if (first_key + lane < num_keys && row < input.size) {
+    if (written && row < input.size) {
       queue[row * input.queue_strides[1] + column * input.queue_strides[2]] = narrow<Queue>(tile[lane][i]);
     }
   }
@@ -97,7 +108,9 @@ cudaError_t write_all_keys(const EnqueueInput& input, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t enqueue(const EnqueueInput& input, cudaStream_t stream) {
-  if (input.queue_size < 1) return cudaErrorInvalidValue;
+  if (input.columns < 1 || input.first_column < 0 || input.first_column > input.queue_size - input.columns) {
+    return cudaErrorInvalidValue;
+  }
   const cudaError_t error = write_all_keys(input, stream);
   if (error != cudaSuccess) return error;
   return IKEM_LAUNCH(move_pointer_kernel, dim3(1), dim3(1), 0, stream, input.pointer, input.num_keys,

@@ -11,8 +11,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-void enqueue_op(Tensor queue, Tensor keys, Tensor pointer) {
-  const std::string problem = find_enqueue_problem(queue.sizes(), queue.strides(), keys.sizes());
+void enqueue_op(Tensor queue, Tensor keys, Tensor pointer, int64_t first_column, std::optional<int64_t> queue_size) {
+  const std::string problem =
+      find_enqueue_problem(queue.sizes(), queue.strides(), keys.sizes(), first_column, queue_size);
   STD_TORCH_CHECK(problem.empty(), problem);
   STD_TORCH_CHECK(pointer.dim() == 1 && pointer.size(0) == 1 && pointer.scalar_type() == ScalarType::Long,
                   "pointer must be (1,) int64, got ", describe_sizes(pointer), " of dtype number ",
@@ -31,7 +32,9 @@ void enqueue_op(Tensor queue, Tensor keys, Tensor pointer) {
   input.num_streams = last == 2 ? queue.size(0) : 1;
   input.num_keys = keys.size(last - 1);
   input.size = queue.size(last - 1);
-  input.queue_size = queue.size(last);
+  input.columns = queue.size(last);
+  input.first_column = first_column;
+  input.queue_size = queue_size.value_or(input.columns);
   for (int64_t i = 0; i <= last; ++i) {
     input.key_strides[i + 2 - last] = keys.stride(i);
     input.queue_strides[i + 2 - last] = queue.stride(i);

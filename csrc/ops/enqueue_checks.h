@@ -2,13 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace ikem_fast {
 
 // The first problem in one sentence, or nothing. A queue of (S, D, K) takes keys (S, N, D), one of (D, K) keys (N, D).
 template <typename Integers>
-std::string find_enqueue_problem(const Integers& queue_sizes, const Integers& queue_strides, const Integers& key_sizes) {
+std::string find_enqueue_problem(const Integers& queue_sizes, const Integers& queue_strides, const Integers& key_sizes,
+                                 int64_t first_column, std::optional<int64_t> queue_size) {
   const auto describe = [](const Integers& sizes) {
     std::string text = "(";
     for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
@@ -26,6 +28,15 @@ std::string find_enqueue_problem(const Integers& queue_sizes, const Integers& qu
   if (queue_sizes[dimensions - 1] < 1) return "queue must have at least one column, got " + describe(queue_sizes);
   for (size_t i = 0; i < dimensions; ++i) {
     if (queue_sizes[i] > 1 && queue_strides[i] == 0) return "queue must not be expanded, got a dimension of stride 0";
+  }
+  const int64_t columns = queue_sizes[dimensions - 1], whole = queue_size.value_or(columns);
+  if (whole < columns) {
+    return "queue_size must be at least the queue's " + std::to_string(columns) + " columns, got " +
+           std::to_string(whole);
+  }
+  if (first_column < 0 || first_column > whole - columns) {
+    return "first_column must be in 0 ... queue_size - columns = " + std::to_string(whole - columns) + ", got " +
+           std::to_string(first_column);
   }
   return "";
 }

@@ -62,7 +62,9 @@ plant derive_modalities wrong-previous-bone plain 's/previous_bones\[number\]/bo
 plant derive_modalities wrong-second-frame plain 's/t + 2 < shape.num_frames/t + 3 < shape.num_frames/'
 
 plant enqueue missing-barrier race '/__syncthreads();/d'
-plant enqueue write-past-the-last-row asan 's/first_key + lane < num_keys \&\& row < input.size/first_key + lane < num_keys/'
+plant enqueue write-past-the-last-row asan 's/written \&\& row < input.size/written/'
+plant enqueue write-past-the-columns-here asan 's/column < input.columns;/column < input.queue_size;/'
+plant enqueue forgotten-first-column plain 's/ - input.first_column;/;/'
 plant enqueue pointer-moved-by-every-block race 's/^  Queue\* queue = .*/&\n  if (threadIdx.x == 0) *input.pointer = column;/'
 plant momentum_update read-past-the-end asan 's/i < kValuesPerBlock<T> && i < size/i < kValuesPerBlock<T> \&\& i <= size/'
 plant momentum_update unaligned-vectors asan 's/const bool aligned = .*/const bool aligned = true;/'

@@ -24,6 +24,7 @@ constexpr ElementType kType = sizeof(T) == 8   ? ElementType::kDouble
 
 struct Shape {
   int streams, keys, size, columns;
+  int first_column = 0, queue_size = columns;  // of a queue of which `columns` are here
 };
 
 // Rows of keys and of the queue lie `gap` values apart from each other.
@@ -38,12 +39,14 @@ void check(const Shape& shape, int64_t start, int gap = 0) {
   for (Queue& value : queue) value = rounded<Queue>(normal(random));
 
   std::vector<Queue> wanted = queue;
-  const auto column = [&](int64_t n) { return ((start + n) % shape.columns + shape.columns) % shape.columns; };
+  const auto column = [&](int64_t n) { return ((start + n) % shape.queue_size + shape.queue_size) % shape.queue_size; };
   for (int s = 0; s < shape.streams; ++s) {
     for (int n = 0; n < shape.keys; ++n) {
+      const int64_t here = column(n) - shape.first_column;
+      if (here < 0 || here >= shape.columns) continue;
       for (int d = 0; d < shape.size; ++d) {
         const double value = exact(keys[(s * shape.keys + n) * key_step + d]);
-        wanted[(s * shape.size + d) * row_step + column(n)] = rounded<Queue>(value);
+        wanted[(s * shape.size + d) * row_step + here] = rounded<Queue>(value);
       }
     }
   }
@@ -53,16 +56,17 @@ void check(const Shape& shape, int64_t start, int gap = 0) {
   DeviceBuffer<int64_t> pointer(std::vector<int64_t>{start});
   const EnqueueInput input{device_keys.data(),  kType<Key>,   {shape.keys * key_step, key_step, 1},
                            device_queue.data(), kType<Queue>, {shape.size * row_step, row_step, 1},
-                           pointer.data(),      shape.streams, shape.keys, shape.size, shape.columns};
+                           pointer.data(),      shape.streams, shape.keys, shape.size, shape.columns,
+                           shape.first_column,  shape.queue_size};
   const cudaError_t error = ikem_fast::cuda::enqueue(input, nullptr);
   const std::vector<Queue> output = device_queue.values();
   bool right = error == cudaSuccess && pointer.values()[0] == column(shape.keys);
   for (size_t i = 0; i < output.size(); ++i) right = right && exact(output[i]) == exact(wanted[i]);
   if (right) return;
   ++failures;
-  printf("FAILED S %d N %d D %d K %d from %lld, %zu- into %zu-byte values: error %d\n", shape.streams, shape.keys,
-         shape.size, shape.columns, static_cast<long long>(start), sizeof(Key), sizeof(Queue),
-         static_cast<int>(error));
+  printf("FAILED S %d N %d D %d, %d columns from %d on of K %d, from %lld, %zu- into %zu-byte values: error %d\n",
+         shape.streams, shape.keys, shape.size, shape.columns, shape.first_column, shape.queue_size,
+         static_cast<long long>(start), sizeof(Key), sizeof(Queue), static_cast<int>(error));
 }
 
 }  // namespace
@@ -83,10 +87,26 @@ int main(int argc, char** argv) {
     check<float, float>({2, 0, 5, 7}, 6);
     check<float, float>({0, 3, 5, 7}, 6);
     check<float, float>({2, 3, 0, 7}, 6);
+    for (const int start : {0, 4, 5, 9, 10, 14}) {  // before, in and past the columns here; fewer and more keys than K
+      for (const int keys : {3, 9, 15, 40}) {
+        for (const int first_column : {0, 5, 10}) check<float, float>({2, keys, 3, 5, first_column, 15}, start);
+      }
+    }
+    check<float, __nv_bfloat16>({1, 70, 33, 40, 40, 120}, 100);  // two tiles, of which one begins before the columns
+    check<float, float>({1, 10, 3, 7, 2, 11}, -3);
+    check<float, float>({2, 0, 5, 7, 7, 14}, 6);
     EnqueueInput refused{};
     if (ikem_fast::cuda::enqueue(refused, nullptr) != cudaErrorInvalidValue) {
       ++failures;
       printf("FAILED the launcher must refuse a queue without columns\n");
+    }
+    refused.columns = 5, refused.queue_size = 9;
+    for (const int first_column : {-1, 5}) {
+      refused.first_column = first_column;
+      if (ikem_fast::cuda::enqueue(refused, nullptr) != cudaErrorInvalidValue) {
+        ++failures;
+        printf("FAILED the launcher must refuse 5 columns of 9 from %d on\n", first_column);
+      }
     }
   });
 }
