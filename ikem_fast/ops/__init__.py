@@ -30,6 +30,7 @@ from ikem_fast.ops.relational_distillation_loss import (
     relational_distillation_loss_reference,
 )
 from ikem_fast.ops.residual_activation import residual_activation, residual_activation_reference
+from ikem_fast.ops.sharded_queue import gather_queue, own_columns, queue_columns
 from ikem_fast.ops.temporal_convolution import temporal_convolution, temporal_convolution_reference
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "exchange_loss",
     "exchange_loss_and_accuracy",
     "exchange_loss_reference",
+    "gather_queue",
     "graph_convolution",
     "graph_convolution_reference",
     "graph_edges",
@@ -66,8 +68,10 @@ __all__ = [
     "momentum_update_",
     "momentum_update_reference_",
     "motion_scale",
+    "own_columns",
     "pair_log_sum_exp",
     "pair_log_sum_exp_reference",
+    "queue_columns",
     "queue_log_sum_exp",
     "queue_log_sum_exp_reference",
     "relational_distillation_loss",

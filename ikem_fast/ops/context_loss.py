@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from ikem_fast.ops._checks import (
     as_computed,
@@ -12,10 +13,13 @@ from ikem_fast.ops._checks import (
     check_temperature,
     check_topk,
 )
-from ikem_fast.ops.pair_log_sum_exp import pair_log_sum_exp
+from ikem_fast.ops._collectives import check_group, num_ranks
+from ikem_fast.ops._sharded import sharded_pair_log_sum_exp
 
 
-def context_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: int) -> Tensor:
+def context_loss(
+    q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: int, group: ProcessGroup | None = None
+) -> Tensor:
     """Context loss of every modality, the mean over its S - 1 partners.
 
     With ``s_a = q_a · queue_a`` and ``p_a = q_a · k_a``, the logits of the ordered pair (a, b) are
@@ -30,6 +34,9 @@ def context_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: 
             before backward.
         temperature: divides the similarities; above 0.
         topk: number of neighbours mined in the partner's queue.
+        group: the ranks that share the queue. Then ``queue`` is this rank's K / W columns of it
+            (:func:`ikem_fast.ops.queue_columns`) and q and k are this rank's clips, as many on every rank; results and
+            gradients are those with the whole queue. ``None`` if the queue is whole.
 
     Returns:
         (S,) mean over positives, clips and partners; float32 for bfloat16.
@@ -40,11 +47,11 @@ def context_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: 
 
     Source: docs/method.md section 6.
     """
-    return context_loss_and_accuracy(q, k, queue, temperature, topk)[0]
+    return context_loss_and_accuracy(q, k, queue, temperature, topk, group)[0]
 
 
 def context_loss_and_accuracy(
-    q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: int
+    q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: int, group: ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor]:
     """:func:`context_loss` and how often the contrast within a modality is won, which its similarities tell as well.
 
@@ -52,10 +59,10 @@ def context_loss_and_accuracy(
         The losses (S,), and the share (S,) of clips whose own key is more similar to the query than every key of the
         queue, without gradient.
     """
-    _check_arguments(q, k, queue, temperature, topk)
+    _check_arguments(q, k, queue, temperature, topk, group)
     streams = q.shape[0]
     scale = 1 / temperature
-    found = pair_log_sum_exp(q, queue, scale, topk)
+    found = sharded_pair_log_sum_exp(q, queue, scale, topk, None, None, group)
     positive = (as_computed(q) * as_computed(k)).sum(dim=2)  # (S, N)
     own = torch.logaddexp(scale * positive, found.single)
     # Of the ordered pair (a, b), all (S, S, N); what stands at a = b is left out in the end.
@@ -94,10 +101,13 @@ def context_loss_reference(q: Tensor, k: Tensor, queue: Tensor, temperature: flo
     return torch.stack(losses)
 
 
-def _check_arguments(q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: int) -> None:
+def _check_arguments(
+    q: Tensor, k: Tensor, queue: Tensor, temperature: float, topk: int, group: ProcessGroup | None = None
+) -> None:
+    check_group(group)
     check_queries_keys_queue(q, k, queue)
     check_temperature(temperature)
-    check_topk(topk, queue.shape[2])
+    check_topk(topk, num_ranks(group) * queue.shape[2])
     check_rows_and_queue("q", q, queue)
     if q.shape[0] < 2:
         raise ValueError(f"q must hold at least 2 modalities to exchange context, got {q.shape[0]}")

@@ -6,10 +6,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from ikem_fast.ops._checks import as_computed, check_rows_and_queue, check_temperature, check_tensor
-from ikem_fast.ops.queue_log_sum_exp import queue_log_sum_exp
+from ikem_fast.ops._collectives import check_group
+from ikem_fast.ops._sharded import sharded_queue_log_sum_exp
 
 
 def exchange_loss_reference(e: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -38,7 +40,7 @@ def exchange_loss_reference(e: Tensor, k: Tensor, queue: Tensor, temperature: fl
     return -logits.log_softmax(dim=2)[..., 0].mean(dim=1)
 
 
-def exchange_loss(e: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def exchange_loss(e: Tensor, k: Tensor, queue: Tensor, temperature: float, group: ProcessGroup | None = None) -> Tensor:
     """:func:`exchange_loss_reference` in one pass over the queue, keeping nothing of its length
     (:func:`ikem_fast.ops.queue_log_sum_exp`).
 
@@ -46,11 +48,18 @@ def exchange_loss(e: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Te
     concatenation of a column of every modality is taken to have the norm √S that S unit keys give it. Differentiable
     once in e and k, not in the queue, which may be changed before backward. Losses are float32, for float64 input
     float64.
+
+    Args:
+        group: the ranks that share the queue. Then ``queue`` is this rank's K / W columns of it
+            (:func:`ikem_fast.ops.queue_columns`) and e and k are this rank's clips, as many on every rank; results and
+            gradients are those with the whole queue. ``None`` if the queue is whole.
     """
-    return exchange_loss_and_accuracy(e, k, queue, temperature)[0]
+    return exchange_loss_and_accuracy(e, k, queue, temperature, group)[0]
 
 
-def exchange_loss_and_accuracy(e: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def exchange_loss_and_accuracy(
+    e: Tensor, k: Tensor, queue: Tensor, temperature: float, group: ProcessGroup | None = None
+) -> tuple[Tensor, Tensor]:
     """:func:`exchange_loss` and how often the contrast is won.
 
     Returns:
@@ -58,14 +67,16 @@ def exchange_loss_and_accuracy(e: Tensor, k: Tensor, queue: Tensor, temperature:
         every clip in the queue, without gradient.
     """
     _check_arguments(e, k, queue, temperature)
+    check_group(group)
     streams, num_clips, joint_size = e.shape
     joint_key = functional.normalize(torch.cat(list(as_computed(k)), dim=1), dim=1)
     positive = (as_computed(e) * joint_key).sum(dim=2) / temperature
-    log_sum_exp, best = queue_log_sum_exp(
+    log_sum_exp, best = sharded_queue_log_sum_exp(
         e.reshape(1, streams * num_clips, joint_size),
         queue.reshape(1, joint_size, queue.shape[2]),
         positive.reshape(1, streams * num_clips),
         1 / (temperature * math.sqrt(streams)),
+        group,
     )
     losses = log_sum_exp.view_as(positive) - positive
     return losses.mean(dim=1), (positive > best.view_as(positive)).to(best.dtype).mean(dim=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from ikem_fast.ops._checks import (
     as_computed,
@@ -11,7 +12,8 @@ from ikem_fast.ops._checks import (
     check_rows_and_queue,
     check_temperature,
 )
-from ikem_fast.ops.queue_log_sum_exp import queue_log_sum_exp
+from ikem_fast.ops._collectives import check_group
+from ikem_fast.ops._sharded import sharded_queue_log_sum_exp
 
 
 def info_nce_reference(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -35,18 +37,25 @@ def info_nce_reference(q: Tensor, k: Tensor, queue: Tensor, temperature: float) 
     return -logits.log_softmax(dim=2)[..., 0].mean(dim=1)
 
 
-def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float, group: ProcessGroup | None = None) -> Tensor:
     """:func:`info_nce_reference` in one pass over the queue, keeping nothing of its length
     (:func:`ikem_fast.ops.queue_log_sum_exp`).
 
     Takes the same arguments: float32, float64, or bfloat16 (the queue also float32) with sums in float32.
     Differentiable once in q and k, not in the queue, which may be changed before backward. Losses are float32, for
     float64 input float64.
+
+    Args:
+        group: the ranks that share the queue. Then ``queue`` is this rank's K / W columns of it
+            (:func:`ikem_fast.ops.queue_columns`) and q and k are this rank's clips, as many on every rank; results and
+            gradients are those with the whole queue. ``None`` if the queue is whole.
     """
-    return info_nce_and_accuracy(q, k, queue, temperature)[0]
+    return info_nce_and_accuracy(q, k, queue, temperature, group)[0]
 
 
-def info_nce_and_accuracy(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def info_nce_and_accuracy(
+    q: Tensor, k: Tensor, queue: Tensor, temperature: float, group: ProcessGroup | None = None
+) -> tuple[Tensor, Tensor]:
     """:func:`info_nce` and how often the contrast is won.
 
     Returns:
@@ -54,9 +63,10 @@ def info_nce_and_accuracy(q: Tensor, k: Tensor, queue: Tensor, temperature: floa
         queue, without gradient.
     """
     _check_arguments(q, k, queue, temperature)
+    check_group(group)
     scale = 1 / temperature
     positive = (as_computed(q) * as_computed(k)).sum(dim=2) * scale
-    log_sum_exp, best = queue_log_sum_exp(q, queue, positive, scale)
+    log_sum_exp, best = sharded_queue_log_sum_exp(q, queue, positive, scale, group)
     return (log_sum_exp - positive).mean(dim=1), (positive > best).to(best.dtype).mean(dim=1)
 
 

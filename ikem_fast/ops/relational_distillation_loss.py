@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from ikem_fast.ops._checks import (
@@ -14,11 +15,18 @@ from ikem_fast.ops._checks import (
     check_tensor,
     check_topk,
 )
-from ikem_fast.ops.pair_log_sum_exp import pair_log_sum_exp
+from ikem_fast.ops._collectives import check_group, num_ranks
+from ikem_fast.ops._sharded import sharded_pair_log_sum_exp
 
 
 def relational_distillation_loss(
-    student: Tensor, teacher: Tensor, queues: Tensor, teacher_queue: Tensor, temperature: float, topk: int
+    student: Tensor,
+    teacher: Tensor,
+    queues: Tensor,
+    teacher_queue: Tensor,
+    temperature: float,
+    topk: int,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Distillation loss of every student, the mean over the S teacher modalities.
 
@@ -35,6 +43,9 @@ def relational_distillation_loss(
             Neither queue may change before backward.
         temperature: divides the similarities; above 0.
         topk: number of neighbours mined in each queue.
+        group: the ranks that share the queues. Then queues are this rank's K / W columns of them
+            (:func:`ikem_fast.ops.queue_columns`) and student and teacher are this rank's clips, as many on every rank;
+            results and gradients are those with whole queues. ``None`` if the queues are whole.
 
     Returns:
         (students,) mean over positives, clips and teacher modalities; float32 for bfloat16.
@@ -45,9 +56,9 @@ def relational_distillation_loss(
 
     Source: docs/method.md section 7.
     """
-    _check_arguments(student, teacher, queues, teacher_queue, temperature, topk)
+    _check_arguments(student, teacher, queues, teacher_queue, temperature, topk, group)
     scale = 1 / temperature
-    found = pair_log_sum_exp(teacher, queues, scale, topk, student, teacher_queue)
+    found = sharded_pair_log_sum_exp(teacher, queues, scale, topk, student, teacher_queue, group)
     positive = (as_computed(student) * _target(as_computed(teacher))).sum(dim=2)  # (students, N)
     own = torch.logaddexp(scale * positive, found.single)
     total = torch.logaddexp(own, found.pair.unflatten(0, (teacher.shape[0], student.shape[0])))  # (S, students, N)
@@ -88,8 +99,15 @@ def _target(teacher: Tensor) -> Tensor:
 
 
 def _check_arguments(
-    student: Tensor, teacher: Tensor, queues: Tensor, teacher_queue: Tensor, temperature: float, topk: int
+    student: Tensor,
+    teacher: Tensor,
+    queues: Tensor,
+    teacher_queue: Tensor,
+    temperature: float,
+    topk: int,
+    group: ProcessGroup | None = None,
 ) -> None:
+    check_group(group)
     check_tensor("teacher", teacher, "(S, N, D)", None, None, None)
     streams, num_clips, size = teacher.shape
     check_tensor("student", student, "(students, N, S*D)", None, num_clips, streams * size)
@@ -97,7 +115,7 @@ def _check_arguments(
     queue_size = queues.shape[2]
     check_tensor("teacher_queue", teacher_queue, "(S*D, K)", streams * size, queue_size)
     check_temperature(temperature)
-    check_topk(topk, queue_size)
+    check_topk(topk, num_ranks(group) * queue_size)
     check_rows_and_queue("teacher", teacher, queues, "queues")
     check_rows_and_queue("student", student, teacher_queue, "teacher_queue")
     check_constant("teacher", teacher)
