@@ -67,6 +67,19 @@ def test_ranks_go_in_one_after_another():
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("num_keys", [0, 1, 3, 7, 12, 13, 40])
+@pytest.mark.parametrize("start", [0, 2, 4, 5, 8, 11, -1, 1000])
+def test_parts_of_a_queue_take_the_keys_that_belong_there(function, num_keys, start):
+    whole, keys = torch.randn(2, 5, 12), torch.randn(2, num_keys, 5)
+    expected = one_by_one(whole, keys, start)
+    for first_column, columns in ((0, 4), (4, 4), (8, 4), (0, 1), (11, 1), (3, 7), (0, 12)):
+        part, pointer = whole[:, :, first_column : first_column + columns].clone(), torch.tensor([start])
+        function(part, keys, pointer, first_column, 12)
+        assert torch.equal(part, expected[:, :, first_column : first_column + columns])
+        assert pointer.tolist() == [(start + num_keys) % 12]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_keys_that_need_gradients_leave_no_graph(function):
     queue, pointer = torch.zeros(1, 2, 3), torch.tensor([0])
     function(queue, torch.ones(1, 2, 2, requires_grad=True), pointer)
@@ -101,6 +114,7 @@ def test_same_queue_for_any_number_of_threads():
 def test_operator_is_registered_completely():
     arguments = (torch.randn(2, 5, 7), torch.randn(2, 3, 5), torch.tensor([6]))
     torch.library.opcheck(torch.ops.ikem_fast.enqueue_.default, arguments)
+    torch.library.opcheck(torch.ops.ikem_fast.enqueue_.default, arguments, {"first_column": 3, "queue_size": 10})
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -135,11 +149,31 @@ def test_operator_is_registered_completely():
             (torch.zeros(2, 5, 7), torch.zeros(2, 3, 5, device="meta"), torch.tensor([0])),
             "keys must be on the queue's device cpu, got meta",
         ),
+        (
+            (torch.zeros(2, 5, 7), torch.zeros(2, 3, 5), torch.tensor([0]), 0, 6),
+            "queue_size must be at least the queue's 7 columns, got 6",
+        ),
+        (
+            (torch.zeros(2, 5, 7), torch.zeros(2, 3, 5), torch.tensor([0]), 1),
+            r"first_column must be in 0 \.\.\. queue_size - columns = 0, got 1",
+        ),
+        (
+            (torch.zeros(5, 7), torch.zeros(3, 5), torch.tensor([0]), -1, 10),
+            r"first_column must be in 0 \.\.\. queue_size - columns = 3, got -1",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(function, arguments, message):
     with pytest.raises(ValueError, match=message):
         function(*arguments)
+
+
+def test_operator_checks_the_columns_too():
+    queue, keys, pointer = torch.zeros(2, 5, 7), torch.zeros(2, 3, 5), torch.tensor([0])
+    with pytest.raises(ValueError, match="queue_size must be at least the queue's 7 columns, got 6"):
+        torch.ops.ikem_fast.enqueue_(queue, keys, pointer, 0, 6)
+    with pytest.raises(ValueError, match=r"first_column must be in 0 \.\.\. queue_size - columns = 3, got 4"):
+        torch.ops.ikem_fast.enqueue_(queue, keys, pointer, 4, 10)
 
 
 def test_an_expanded_queue_is_refused():
@@ -159,6 +193,20 @@ def test_cuda_equals_the_definition(key_dtype, queue_dtype):
         ops.enqueue_(queue, keys, pointer)
         assert torch.equal(queue, expected)
         assert pointer.tolist() == [(start + num_keys) % columns]
+
+
+@pytest.mark.cuda
+def test_cuda_parts_of_a_queue():
+    whole = torch.randn(2, 37, 120, device="cuda")
+    for num_keys, start in ((0, 3), (50, 100), (70, 20), (300, -3)):
+        keys = torch.randn(2, num_keys, 37, device="cuda")
+        expected = one_by_one(whole, keys, start)
+        for first_column in (0, 40, 80):
+            part = whole[:, :, first_column : first_column + 40].contiguous()
+            pointer = torch.tensor([start], device="cuda")
+            ops.enqueue_(part, keys, pointer, first_column, 120)
+            assert torch.equal(part, expected[:, :, first_column : first_column + 40])
+            assert pointer.tolist() == [(start + num_keys) % 120]
 
 
 @pytest.mark.cuda

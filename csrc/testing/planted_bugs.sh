@@ -63,7 +63,7 @@ plant derive_modalities wrong-second-frame plain 's/t + 2 < shape.num_frames/t +
 
 plant enqueue missing-barrier race '/__syncthreads();/d'
 plant enqueue write-past-the-last-row asan 's/written \&\& row < input.size/written/'
-plant enqueue write-past-the-columns-here asan 's/column < input.columns;/column < input.queue_size;/'
+plant enqueue wrapped-after-the-columns-here plain 's/column < input.queue_size ? column : column - input.queue_size/column < input.columns ? column : column - input.columns/'
 plant enqueue forgotten-first-column plain 's/ - input.first_column;/;/'
 plant enqueue pointer-moved-by-every-block race 's/^  Queue\* queue = .*/&\n  if (threadIdx.x == 0) *input.pointer = column;/'
 plant momentum_update read-past-the-end asan 's/i < kValuesPerBlock<T> && i < size/i < kValuesPerBlock<T> \&\& i <= size/'
