@@ -29,8 +29,11 @@ from . import _extension as _extension  # noqa: E402 - from the folder chosen ab
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "engine", "evaluation", "layouts", "methods", "modalities", "nn", "ops", "quirks", "report")
-_NAMES = {"MODALITIES": "modalities", "load_reference": "reference"}
+_MODULES = (
+    *("data", "engine", "evaluation", "export", "inference", "layouts", "methods", "modalities"),
+    *("nn", "ops", "quirks", "report"),
+)
+_NAMES = {"MODALITIES": "modalities", "load": "inference", "load_reference": "reference"}
 
 __all__ = ["__version__", *_MODULES, *_NAMES]
 

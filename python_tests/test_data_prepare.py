@@ -22,7 +22,7 @@ import yaml
 from skeleton_text import make_lines, make_text
 
 from ikem_fast import layouts
-from ikem_fast.data import ClipSet, DataError, journal, pipeline, prepare, prepare_clip, readers
+from ikem_fast.data import ClipSet, DataError, journal, map_ahead, pipeline, prepare, prepare_clip, readers
 from ikem_fast.data.__main__ import main
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -467,7 +467,7 @@ def test_few_clips_are_in_memory_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(journal.ClipWriter, "append", slow_append)
     counting = dataclasses.replace(reader, read=read)
     pipeline.prepare(counting, source, tmp_path / "out", on_error="skip", workers=2)
-    assert max(ahead) <= 2 * pipeline._TASKS_PER_WORKER
+    assert max(ahead) <= 2 * map_ahead._TASKS_PER_WORKER
 
 
 def test_a_layout_of_ones_own(tmp_path):

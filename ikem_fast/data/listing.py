@@ -33,6 +33,13 @@ class BadFile:
         return f"{self.file}: line {self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
 
 
+def reason_of(error: Exception, path: str | Path) -> str:
+    """Why a file could not be read or used, without its name."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error).removeprefix(f"{path}: ")
+
+
 @dataclass(frozen=True)
 class Recording:
     """A sample and the path of its file below the source folder."""
@@ -69,7 +76,7 @@ def list_recordings(reader: Reader, source: Path, protocol: Protocol, missing: f
     recordings: dict[str, Recording] = {}
     unknown_files: list[BadFile] = []
     num_missing = num_excluded = 0
-    for file in _walk(source):
+    for file in walk(source):
         sample = reader.parse_name(os.path.basename(file))
         if sample is None:
             unknown_files.append(BadFile(file, None, f"unknown file name; expected {reader.name_pattern}"))
@@ -95,7 +102,7 @@ def list_recordings(reader: Reader, source: Path, protocol: Protocol, missing: f
     return Listing(source, ordered, unknown_files, num_missing, num_excluded)
 
 
-def _walk(source: Path) -> Iterator[str]:
+def walk(source: Path) -> Iterator[str]:
     """Paths below ``source`` of the files in it, sorted folder by folder; links to folders are followed once."""
     if not source.is_dir():
         raise DataError(f"source must be a folder of recordings, got {source}, which is none")

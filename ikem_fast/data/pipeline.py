@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import shutil
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,13 +32,13 @@ from ikem_fast.data.clip_set import (
     read_dataset_file,
 )
 from ikem_fast.data.journal import JOURNAL_FILE, ClipWriter, Outcome, check_same_parameters, remove_journal
-from ikem_fast.data.listing import BadFile, Listing, Recording, list_recordings, read_missing_list
+from ikem_fast.data.listing import BadFile, Listing, Recording, list_recordings, read_missing_list, reason_of
+from ikem_fast.data.map_ahead import default_workers, map_ahead
 from ikem_fast.data.preprocess import prepare_clip
 from ikem_fast.data.readers import DataError, Protocol, Reader
 from ikem_fast.layouts import Layout
 
 BAD_FILES_FILE = "bad_files.csv"
-_TASKS_PER_WORKER = 4
 _SHOWN_BAD_FILES = 20
 
 
@@ -168,7 +165,7 @@ def prepare(
         ),
         out=out,
         skip=on_error == "skip",
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or default_workers(),
     )
     try:
         summary = job.run(progress)
@@ -279,18 +276,8 @@ class _Job:
                 bar.update()
 
     def read_all(self, recordings: Sequence[Recording]) -> Iterator[tuple[Outcome, np.ndarray | None]]:
-        """Reads recordings in threads and gives them in their order, a few per thread ahead of the one given."""
-        with ThreadPoolExecutor(self.workers) as executor:
-            futures: deque = deque()
-            try:
-                for recording in recordings:
-                    futures.append(executor.submit(self.read_one, recording))
-                    if len(futures) >= self.workers * _TASKS_PER_WORKER:
-                        yield futures.popleft().result()
-                while futures:
-                    yield futures.popleft().result()
-            finally:
-                executor.shutdown(cancel_futures=True)
+        """Reads recordings in threads and gives them in their order."""
+        return map_ahead(self.read_one, recordings, self.workers)
 
     def read_one(self, recording: Recording) -> tuple[Outcome, np.ndarray | None]:
         path = self.listing.source / recording.file
@@ -300,10 +287,8 @@ class _Job:
             clip, length = prepare_clip(
                 xyz, self.layout, self.num_frames, with_centre=self.centre, with_rotation=self.rotate
             )
-        except ValueError as error:
-            return Outcome(name, error=str(error).removeprefix(f"{path}: ")), None
-        except OSError as error:
-            return Outcome(name, error=error.strerror or str(error)), None
+        except (ValueError, OSError) as error:
+            return Outcome(name, error=reason_of(error, path)), None
         return Outcome(name, xyz.shape[1], length), clip
 
     def bad_recordings(self, outcomes: Sequence[Outcome]) -> list[BadFile]:

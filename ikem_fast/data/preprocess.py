@@ -53,6 +53,17 @@ def rotate_to_front(xyz: np.ndarray, layout: Layout) -> np.ndarray:
     return np.stack((cosine * x - sine * z, y, sine * x + cosine * z))
 
 
+def fit_persons(xyz: np.ndarray, num_persons: int) -> np.ndarray:
+    """A recording (3, F, V, up to M) with M persons, those it does not have being zero, as absent persons are.
+
+    Raises:
+        ValueError: it is no array of four dimensions, or has more persons.
+    """
+    if xyz.ndim != 4 or not 1 <= xyz.shape[3] <= num_persons:
+        raise ValueError(f"a recording must be (3, F, V, M) with 1 to {num_persons} persons, got {xyz.shape}")
+    return np.pad(xyz, ((0, 0), (0, 0), (0, 0), (0, num_persons - xyz.shape[3])))
+
+
 def prepare_clip(
     xyz: np.ndarray, layout: Layout, num_frames: int = 50, *, with_centre: bool = True, with_rotation: bool = True
 ) -> tuple[np.ndarray, int]:

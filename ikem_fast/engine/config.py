@@ -582,16 +582,25 @@ def augmentation_settings(config: Config) -> AugmentationSettings:
 
 def resolve_device(config: Config) -> torch.device:
     """The device to run on. Raises ConfigError for one that torch does not know or that is not there."""
-    if config.device == "auto":
+    return find_device(config.device)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name: ``"auto"`` (the CUDA device if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises:
+        ConfigError: torch does not know it or it is not there.
+    """
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(config.device)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device must be 'auto', 'cpu' or 'cuda[:N]', got {config.device!r}") from error
+        raise ConfigError(f"device must be 'auto', 'cpu' or 'cuda[:N]', got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {config.device!r}, but torch {torch.__version__} finds no CUDA device")
+        raise ConfigError(f"device is {name!r}, but torch {torch.__version__} finds no CUDA device")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise ConfigError(f"device is {config.device!r}, but there are {torch.cuda.device_count()} CUDA devices")
+        raise ConfigError(f"device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices")
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device must be 'auto', 'cpu' or 'cuda[:N]', got {config.device!r}")
+        raise ConfigError(f"device must be 'auto', 'cpu' or 'cuda[:N]', got {name!r}")
     return device

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ikem_fast.data import ClipSet
+from ikem_fast.data.preparation import Preparation
 from ikem_fast.engine import checkpoints, randomness
 from ikem_fast.engine.config import (
     Config,
@@ -169,6 +170,8 @@ def _run(
         "folder": str(Path(clip_set.folder).resolve()),
         "fingerprint": fingerprint(train_set),
         "num_classes": clip_set.num_classes,
+        # So that the run can be used on recordings when the folder is gone.
+        "preparation": Preparation.of_clips(clip_set).to_dict(),
     }
     randomness.seed_everything(config.seed)
     method = new_method()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ def evaluate_run(
     untrained: bool = False,
     progress: bool = True,
 ) -> tuple[Table, Path]:
-    """Evaluates a run and writes RUN/evaluation/<kind>.json and .csv, for ``linear`` also linear_scores.npz.
+    """Evaluates a run and writes RUN/evaluation/<kind>.json and .csv, for ``linear`` also scores and heads.
 
     Args:
         kind: "linear" or "knn".
@@ -143,7 +144,7 @@ def evaluate_run(
     folder = run_folder / "evaluation"
     folder.mkdir(exist_ok=True)
     subjects = _subjects(method, settings.seed, untrained)
-    evaluate = _evaluate_linear if kind == "linear" else _evaluate_knn
+    evaluate = partial(_evaluate_linear, step=checkpoint["step"]) if kind == "linear" else _evaluate_knn
     entries, table = evaluate(subjects, sets, settings, resolve_device(settings), folder, progress)
     write_json(
         folder / f"{kind}.json",
@@ -202,7 +203,10 @@ def _evaluate_linear(
     device: torch.device,
     folder: Path,
     progress: bool,
+    step: int,
 ) -> tuple[list[dict[str, Any]], Table]:
+    from ikem_fast.data.preparation import Preparation
+    from ikem_fast.evaluation.heads import HEADS_FILE, save_heads
     from ikem_fast.evaluation.linear import evaluate_linear
     from ikem_fast.evaluation.scores import Scores, save_scores
 
@@ -224,6 +228,14 @@ def _evaluate_linear(
         f"{name}/{view}": scores.numpy() for name, result in results.items() for view, scores in result.scores.items()
     }
     save_scores(folder / "linear_scores.npz", Scores(first.sample_names, first.labels.numpy(), logits))
+    save_heads(
+        folder / HEADS_FILE,
+        {name: result for name, result in results.items() if not name.startswith(_UNTRAINED)},
+        recipe=vars(settings.linear),
+        seed=settings.seed,
+        step=step,
+        data={"folder": str(sets[0].folder), "preparation": Preparation.of_clips(sets[0]).to_dict()},
+    )
     entries = [
         {
             "encoders": name,

@@ -21,7 +21,8 @@ from ikem_fast.engine.randomness import epoch_order, generator
 from ikem_fast.evaluation.features import Features, extract
 from ikem_fast.evaluation.linear_classifier import LinearClassifier
 from ikem_fast.evaluation.views import views_of
-from ikem_fast.methods import IKEM, RelationalDistillation
+from ikem_fast.methods import IKEM, RelationalDistillation, evaluated_encoders
+from ikem_fast.methods.distillation import EARLY_FUSION
 
 if TYPE_CHECKING:
     from ikem_fast.data import ClipSet
@@ -335,14 +336,9 @@ def build_classifier(
     rows = {row.name: row for row in evaluation.rows}
     if view not in rows:
         raise ValueError(f"view must be one of {', '.join(rows)}, got {view!r}")
-    if isinstance(method, IKEM):
-        encoders = method.query_encoders
-    elif part == "teacher":
-        encoders = method.teacher_encoders
-    elif method.early_fusion:
+    encoders, names = evaluated_encoders(method, part)
+    if names == (EARLY_FUSION,):
         raise ValueError("method must have an encoder per modality, got an early-fusion student")
-    else:
-        encoders = method.student_encoders
     modalities = rows[view].modalities
     classifier = LinearClassifier(
         method.layout,
@@ -354,7 +350,6 @@ def build_classifier(
         precision=method.precision,
         quirks=method.quirks,
     )
-    names = method.teacher_feature_names if part == "teacher" else method.feature_names
     for position, name in enumerate(modalities):
         encoder = encoders.stream_tensors(names.index(name))
         state = {key: value for key, value in encoder.items() if not key.startswith("head.")}

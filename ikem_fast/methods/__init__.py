@@ -8,6 +8,7 @@ from typing import Any
 from ikem_fast.methods.common import StepLosses
 from ikem_fast.methods.distillation import RelationalDistillation
 from ikem_fast.methods.ikem import IKEM
+from ikem_fast.nn import MultiStreamSTGCN
 
 METHODS = {method.method: method for method in (IKEM, RelationalDistillation)}
 
@@ -19,4 +20,20 @@ def from_config(config: Mapping[str, Any]) -> IKEM | RelationalDistillation:
     return METHODS[config["method"]].from_config(config)
 
 
-__all__ = ["IKEM", "METHODS", "RelationalDistillation", "StepLosses", "from_config"]
+def evaluated_encoders(
+    method: IKEM | RelationalDistillation, part: str | None = None
+) -> tuple[MultiStreamSTGCN, tuple[str, ...]]:
+    """The encoders that are evaluated and used, and the names of their streams.
+
+    Args:
+        method: a trainer.
+        part: of a distillation ``"student"`` (the default) or ``"teacher"``.
+    """
+    if isinstance(method, IKEM):
+        return method.query_encoders, tuple(method.feature_names)
+    if part == "teacher":
+        return method.teacher_encoders, tuple(method.teacher_feature_names)
+    return method.student_encoders, tuple(method.feature_names)
+
+
+__all__ = ["IKEM", "METHODS", "RelationalDistillation", "StepLosses", "evaluated_encoders", "from_config"]

@@ -121,6 +121,7 @@ class ModalityModule(nn.Module):
         self.modalities = modality_registry.check(modalities)
         self.quirks = quirks
         self.precision = check_precision(precision)
+        self.chest_normal = not leaves_chest_normal_out(quirks, self.modalities)
 
     def encoder(self, num_streams: int, *head_sizes: int, in_channels: int = 3) -> MultiStreamSTGCN:
         """Freshly initialised encoders of the module's sizes with a head each."""
@@ -154,16 +155,15 @@ class ModalityModule(nn.Module):
             parameters: of the augmented views (``ikem_fast.ops.draw_views``); ``None`` for the clips as they are.
         """
         names = self.modalities if modalities is None else tuple(modalities)
-        chest_normal = not leaves_chest_normal_out(self.quirks, self.modalities)
         if indices is None and parameters is None and clips.requires_grad and torch.is_grad_enabled():
-            derived = ops.derive_modalities(clips, num_frames, self.layout, names, chest_normal=chest_normal)
+            derived = ops.derive_modalities(clips, num_frames, self.layout, names, chest_normal=self.chest_normal)
             return ClipViews(derived.permute(0, 1, 5, 3, 4, 2).flatten(1, 2).unsqueeze(0), None, clips.shape[-1])
         if len(clips) and not clips[0].is_contiguous():
             clips = clips.contiguous()
         # Only batch norm in training mode asks for the statistics.
         return ops.clip_views(
             clips, num_frames, indices, parameters, self.layout, names,
-            chest_normal=chest_normal, statistics=self.training,
+            chest_normal=self.chest_normal, statistics=self.training,
         )  # fmt: skip
 
 
