@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ikem_fast.command_line import report_errors
 from ikem_fast.evaluation.commands import add_demo_parser, add_evaluate_parser
-
-_PACKAGE_FOLDER = Path(__file__).parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,28 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(strangers or rest)}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
-    try:
-        return arguments.run_command(arguments)
-    except SystemExit as stop:
-        if str(stop) != str(stop.code):
-            print(stop, file=sys.stderr)
-        return stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if not _is_explained(error):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-
-
-def _is_explained(error: Exception) -> bool:
-    """Whether the message is for users: raised by this package's own checks, or by the system about a file."""
-    if type(error).__module__.startswith("ikem_fast") or isinstance(error, OSError):
-        return True
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return isinstance(error, ValueError) and _PACKAGE_FOLDER in Path(raised_in).parents
+    return report_errors(lambda: arguments.run_command(arguments))
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -5,6 +5,8 @@ All functions take and give arrays ``(3, frames, V, M)`` in metres, with zeros w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from ikem_fast.layouts import Layout
@@ -102,3 +104,38 @@ def prepare_clip(
     if not np.isfinite(clip).all():
         raise ValueError(f"coordinates are too large for float32: up to {np.abs(xyz).max():.1e}")
     return clip, length
+
+
+def prepare_recordings(
+    recordings: Iterable[np.ndarray],
+    layout: Layout,
+    num_frames: int = 50,
+    *,
+    num_persons: int = 1,
+    with_centre: bool = True,
+    with_rotation: bool = True,
+    file_frame_count: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Recordings of different lengths as clips that encoders take.
+
+    Args:
+        recordings: arrays (3, F, V, M or fewer) in metres, zero where a person is absent.
+        layout: the skeleton, with V joints.
+        num_frames: T.
+        num_persons: M.
+        with_centre, with_rotation: see ``prepare_clip``.
+        file_frame_count: F is all frames of a recording; otherwise those with a detection (quirk Q6).
+
+    Returns:
+        clips (N, 3, T, V, M) float32, and their frame counts (N,) int64.
+
+    Raises:
+        ValueError: see ``prepare_clip`` and ``fit_persons``.
+    """
+    clips, counts = [], []
+    for recording in recordings:
+        xyz = fit_persons(np.asarray(recording, dtype=np.float64), num_persons)
+        clip, detected = prepare_clip(xyz, layout, num_frames, with_centre=with_centre, with_rotation=with_rotation)
+        clips.append(clip)
+        counts.append(xyz.shape[1] if file_frame_count else detected)
+    return np.stack(clips), np.array(counts)

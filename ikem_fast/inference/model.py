@@ -24,9 +24,8 @@ from ikem_fast.layouts import Layout
 if TYPE_CHECKING:
     from ikem_fast.data import ClipSet
 
-    Clips = (
-        str | Path | np.ndarray | Tensor | ClipSet | Iterable[str | Path | np.ndarray | Tensor]
-    )  # see ``Model.embed``
+    # See ``Model.embed``.
+    Clips = str | Path | np.ndarray | Tensor | ClipSet | Iterable[str | Path | np.ndarray | Tensor]
 
 
 class ModelError(ValueError):
@@ -236,35 +235,36 @@ class Model:
             ModelError: the model has no heads.
             DataError, ValueError: as for ``embed``; an unknown view.
         """
-        heads = self._require_heads()
-        weights, name = self._weigh(heads, view)
-        needed = [row for row in self.names if any(row in heads.views[part] for part in weights)]
+        weights, name = self._weigh(view)
+        needed = self.modalities_of(view)
         if not isinstance(clips, Embeddings):
             options = {"num_frames": num_frames, "batch_size": batch_size, "reader": reader, "on_error": on_error}
             clips = self.embed(clips, modalities=needed, **options)
         missing = [row for row in needed if row not in clips.names]
         if missing:
             raise ValueError(f"clips must have features of {', '.join(needed)}, got {', '.join(clips.names)}")
-        logits = 0.0
+        heads, logits = self.heads, torch.zeros(len(clips), len(self.class_names))
         for part, weight in weights.items():
             rows = [clips.names.index(row) for row in heads.views[part]]
             logits = logits + weight * mean_logits(clips.features[rows], heads.weights[part], heads.biases[part])
         return Classification(logits, heads.class_names, name, clips.sample_names, clips.sources, clips.skipped)
 
-    def _require_heads(self) -> LinearHeads:
-        if self.heads is None:
-            raise ModelError(f"{self.headless}: there are no classes to name; train some with `evaluate linear`")
-        return self.heads
+    def modalities_of(self, view: str | Mapping[str, float] | None = None) -> tuple[str, ...]:
+        """The modalities that ``classify`` needs for a view (see there), in the order of ``names``."""
+        weights, _ = self._weigh(view)
+        return tuple(name for name in self.names if any(name in self.heads.views[part] for part in weights))
 
-    @staticmethod
-    def _weigh(heads: LinearHeads, view: str | Mapping[str, float] | None) -> tuple[dict[str, float], str]:
+    def _weigh(self, view: str | Mapping[str, float] | None) -> tuple[dict[str, float], str]:
         """Weights by view, and how the result calls them."""
-        if isinstance(view, Mapping) and view:
+        heads = self.heads
+        if heads is None:
+            raise ModelError(f"{self.headless}: no actions can be named; `evaluate linear` trains linear heads")
+        if isinstance(view, Mapping):
             weights = {part: float(weight) for part, weight in view.items()}
             name = " + ".join(f"{weight:g} {part}" for part, weight in weights.items())
         else:
             name = list(heads.views)[-1] if view is None else view
-            weights = {name: 1.0} if isinstance(name, str) else {}
+            weights = {name: 1.0}
         unknown = [part for part in weights if part not in heads.views]
         if unknown or not weights:
             raise ValueError(f"view must be one of {', '.join(heads.views)}, or weights of some, got {view!r}")
