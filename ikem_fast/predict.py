@@ -93,19 +93,20 @@ def _print_classes(arguments: argparse.Namespace, result: Classification) -> Non
         skipped = [{"file": bad.file, "line": bad.line, "reason": bad.reason} for bad in result.skipped]
         print(json.dumps({"view": result.view, "files": files, "skipped": skipped}, indent=2, ensure_ascii=False))
         return
-    headings = [("class", "probability"), ("next best", "probability")]
-    headings += [(f"{place}.", "probability") for place in range(3, len(best[0]) + 1)]
-    columns = ("file", *(heading for pair in headings[: len(best[0])] for heading in pair))
+    places = range(1, len(best[0]) + 1)
     rows = [
         (source, *(cell for pair in classes for cell in pair))
         for source, classes in zip(result.sources, best, strict=True)
     ]
     if arguments.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerows([columns, *rows])
+        numbers = ["" if place == 1 else f" {place}" for place in places]
+        writer.writerow(["file", *(name for number in numbers for name in (f"class{number}", f"probability{number}"))])
+        writer.writerows(rows)
         return
-    percent = tuple(f"{name} %" if name == "probability" else name for name in columns)
-    print(format_table(Table(percent, tuple(rows), f"judged by {result.view}")))
+    headings = ["class" if place == 1 else "next best" if place == 2 else f"{place}." for place in places]
+    columns = ("file", *(name for heading in headings for name in (heading, "probability %")))
+    print(format_table(Table(columns, tuple(rows), f"judged by {result.view}")))
 
 
 def _write_embeddings(path: Path, embeddings: Embeddings) -> None:

@@ -31,12 +31,8 @@ def write(path: str | Path, kind: str, version: int, tensors: Mapping[str, Tenso
         description: what JSON can hold.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {
-        "format": kind,
-        "format_version": str(version),
-        "description": json.dumps(description, allow_nan=False),
-        "sha256": _digest(tensors),
-    }
+    text = json.dumps(description, allow_nan=False)
+    metadata = {"format": kind, "format_version": str(version), "description": text, "sha256": _digest(tensors, text)}
     with atomic_open(path, "wb") as file:
         file.write(safetensors.torch.save(tensors, metadata))
 
@@ -60,16 +56,14 @@ def read(path: str | Path, kind: str, version: int) -> tuple[dict[str, Tensor], 
         raise TensorFileError(f"{path} must be of the format {kind!r}, got {metadata.get('format')!r}")
     if metadata.get("format_version") != str(version):
         raise TensorFileError(f"{path} must have format version {version}, got {metadata.get('format_version')}")
-    if metadata.get("sha256") != _digest(tensors):
-        raise TensorFileError(f"{path} is damaged: its tensors are not those it was written with")
-    try:
-        return tensors, json.loads(metadata["description"])
-    except (KeyError, ValueError) as error:
-        raise TensorFileError(f"{path} is damaged: it has no readable description") from error
+    text = metadata.get("description", "")
+    if metadata.get("sha256") != _digest(tensors, text):
+        raise TensorFileError(f"{path} is damaged: its content is not what it was written with")
+    return tensors, json.loads(text)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], description: str) -> str:
+    digest = hashlib.sha256(description.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())

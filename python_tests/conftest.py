@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import engine_helpers
+import inference_helpers
 import pytest
 import torch
 
@@ -61,6 +62,12 @@ def one_thread():
 def clips(tmp_path_factory):
     """A prepared folder of random clips."""
     return engine_helpers.write_clips(tmp_path_factory.mktemp("data") / "clips")
+
+
+@pytest.fixture(scope="session")
+def trained_runs(tmp_path_factory):
+    """A pretraining and its distillation, evaluated, with their recordings; tests change copies of them."""
+    return inference_helpers.train_runs(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(params=["default", "avx2", "avx512"])

@@ -9,6 +9,7 @@ _NAMES = {
     "KnnRow": "knn",
     "LinearClassifier": "linear_classifier",
     "LinearEvaluation": "linear",
+    "LinearHeads": "heads",
     "Scores": "scores",
     "build_classifier": "linear",
     "evaluate_knn": "knn",
@@ -17,7 +18,9 @@ _NAMES = {
     "extract": "features",
     "fuse_scores": "scores",
     "knn_accuracy": "knn",
+    "load_heads": "heads",
     "load_scores": "scores",
+    "save_heads": "heads",
     "train_heads": "linear",
 }
 

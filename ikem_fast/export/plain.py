@@ -27,8 +27,8 @@ NAME = "model.py"
 
 _TEMPLATE = '''"""A trained model of human actions from skeletons of the layout '{layout_name}'.
 
-Made by ikem_fast {version}, of whose source (MIT license) this file is a part. It needs torch and numpy, and beside it
-its weights, ``{weights}``:
+Made by ikem_fast {version}, of whose source (MIT license) this file is a part. It needs torch, numpy and its weights,
+``{weights}``, beside it:
 
     model = load()
     clips, num_frames = prepare([recording])  # arrays (3, F, V, M) in metres
