@@ -45,13 +45,8 @@ def train_runs(folder: Path) -> TrainedRuns:
 
 
 def evaluate(run: Path) -> None:
-    evaluate_run(
-        "linear",
-        run,
-        overrides=["epochs=60", "linear.milestones=[50]", "learning_rate=30"],
-        untrained=True,
-        progress=False,
-    )
+    overrides = ["epochs=100", "linear.milestones=[80]", "learning_rate=5"]
+    evaluate_run("linear", run, overrides=overrides, untrained=True, progress=False)
 
 
 def tell_clips_apart(run: Path) -> None:

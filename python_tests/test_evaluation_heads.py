@@ -39,7 +39,7 @@ def test_heads_are_those_that_gave_the_scores(trained_runs, heads_file):
         assert list(heads.views)[-1] == "all"
         assert heads.training["step"] == checkpoint["step"]
         assert heads.training["seed"] == 0
-        assert heads.training["recipe"]["learning_rate"] == 30
+        assert heads.training["recipe"]["learning_rate"] == 5
         assert heads.training["data"]["preparation"] == checkpoint["data"]["preparation"]
         for view, modalities in heads.views.items():
             rows = [features.names.index(name) for name in modalities]
