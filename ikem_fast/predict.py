@@ -56,7 +56,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from ikem_fast.inference import load
 
     if arguments.top < 1:
-        raise SystemExit("error: --top must be at least 1")
+        raise ValueError(f"--top must be at least 1, got {arguments.top}")
     model = load(arguments.run or arguments.model, part=arguments.part, data=arguments.data, device=arguments.device)
     # The file of features holds all modalities; the classes need those of their view alone.
     modalities = None if arguments.embed else model.modalities_of(arguments.view)
@@ -69,11 +69,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     )
     for bad in embeddings.skipped:
         print(f"left out: {bad}", file=sys.stderr)
-    if model.heads is not None:
-        _print_classes(arguments, model.classify(embeddings, view=arguments.view))
     if arguments.embed is not None:
         _write_embeddings(arguments.embed, embeddings)
         print(f"features of {len(embeddings)} recordings written to {arguments.embed}", file=sys.stderr)
+    if model.heads is not None:
+        _print_classes(arguments, model.classify(embeddings, view=arguments.view))
     return 0
 
 
