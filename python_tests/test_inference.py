@@ -127,8 +127,10 @@ def test_files_of_other_datasets(tmp_path):
         other = small_ikem({"nw-ucla": "utd-mhad", "utd-mhad": "nw-ucla"}[kind])
         foreign = Model(FrozenEncoders.of_method(other), Preparation.of_clips(clip_set), None, {})
         foreign.preparation = Preparation("ntu-rgb+d", 12, 1, True, False)
-        with pytest.raises(DataError, match=rf"must have the model's skeleton '.*' \(20 joints\), got one of '{kind}'"):
-            foreign.embed(source / name)
+        for reader in (None, kind):
+            message = rf"must have the model's skeleton '.*' \(20 joints\), got one of '{kind}'"
+            with pytest.raises(DataError, match=message):
+                foreign.embed(source / name, reader=reader)
 
 
 def test_unusable_recordings(tmp_path, trained_runs, model):

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ikem_fast.atomic import sync_folder
+
 if TYPE_CHECKING:
     from ikem_fast.inference import Model
     from ikem_fast.inference.model import Clips
@@ -88,4 +90,5 @@ def export_model(
             result[name] = (folder / files[0].name, max(differences))
         for file in written:
             os.replace(file, folder / file.name)
+        sync_folder(folder)
     return result

@@ -189,7 +189,7 @@ class ClipReader:
     def _fits(self, reader: Reader) -> bool:
         # Recordings of the model's own dataset have its skeleton also where that came from a user's file.
         own = self.preparation is not None and reader.kind == self.preparation.kind
-        return own or reader is self.reader or layouts.get(reader.layout) == self.layout
+        return own or layouts.get(reader.layout) == self.layout
 
     def _of_items(self, items: Iterator[_Item], batch_size: int) -> Iterator[ClipBatch]:
         usable = self._usable(map_ahead(self._prepare, items, default_workers()))
