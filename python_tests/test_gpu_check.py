@@ -279,7 +279,17 @@ def test_architecture(gpu_check):
 
 def test_dependencies_are_those_of_the_project(gpu_check):
     names = gpu_check.dependency_names(PROJECT_ROOT / "pyproject.toml")
-    assert names == ["torch", "numpy", "pyyaml", "omegaconf", "tqdm", "tensorboard", "matplotlib", "scipy"]
+    assert names == [
+        "torch",
+        "numpy",
+        "pyyaml",
+        "omegaconf",
+        "tqdm",
+        "tensorboard",
+        "matplotlib",
+        "scipy",
+        "safetensors",
+    ]
 
 
 def test_paths_are_cut(gpu_check):
