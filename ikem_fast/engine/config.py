@@ -105,7 +105,7 @@ class PretrainConfig:
     gamma: float = 0.1  # by this factor
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
-    max_gradient_norm: float | None = None  # longer gradients are shortened to it; null = never, as published
+    max_gradient_norm: float | None = None  # of each modality; longer ones are shortened; null = never, as published
 
 
 @dataclass

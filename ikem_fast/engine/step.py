@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ikem_fast.data.sources import StoredBatch
 from ikem_fast.engine.cuda_graphs import open_graphs
+from ikem_fast.engine.gradient_norm import limit_gradient_norms
 from ikem_fast.methods import IKEM, RelationalDistillation
 from ikem_fast.ops import AugmentationConfig, draw_views
 
@@ -136,7 +137,7 @@ class TrainingStep:
         self._optimizer.zero_grad(set_to_none=True)
         step.total.backward()
         if self._recipe.max_gradient_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._trained, self._recipe.max_gradient_norm)
+            limit_gradient_norms(self._trained, self._recipe.max_gradient_norm)
         self._make_momentum()
         self._optimizer.step()
         values = {**step.losses, **{ACCURACY + name: value for name, value in step.accuracies.items()}}
