@@ -2,55 +2,66 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
+from importlib import resources
+from typing import Any
 
 from ikem_fast.evaluation.tables import Table
-from ikem_fast.report.figures import Png
+from ikem_fast.report.drawing import Picture, css_colour, style_of_colours
 
-_STYLE = """
-:root { color-scheme: light; --ink: #1f2933; --soft: #52606d; --line: #e4e7eb; --accent: #0072b2; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f5f7fa; color: var(--ink); font: 15px/1.55 system-ui, "Segoe UI", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 27px; line-height: 1.25; margin: 0 0 6px; }
-h2 { font-size: 19px; margin: 0 0 4px; }
-h3 { font-size: 15px; margin: 20px 0 4px; color: var(--soft); }
-p { margin: 4px 0 12px; color: var(--soft); max-width: 78ch; }
-section { background: white; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px; margin-top: 20px; }
-img { max-width: 100%; height: auto; display: block; margin: 10px auto 0; }
-.cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0 0; }
-.card { background: white; border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; flex: 1 1 180px; }
-.card b { display: block; font-size: 26px; line-height: 1.2; color: var(--accent); }
-.card span { color: var(--soft); font-size: 13.5px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 10px 0; font-variant-numeric: tabular-nums; font-size: 14px; }
-th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
-th, td { padding: 4px 18px 4px 0; vertical-align: top; white-space: nowrap; }
-td { border-bottom: 1px solid var(--line); }
-td.number, th.number { text-align: right; }
-tr.group td { border-top: 2px solid #cbd2d9; }
-table.facts td { white-space: normal; }
-table.facts td:first-child { color: var(--soft); white-space: nowrap; }
-details { margin-top: 12px; }
-summary { cursor: pointer; color: var(--accent); }
-pre { background: #f5f7fa; border: 1px solid var(--line); border-radius: 6px; padding: 12px; overflow-x: auto;
-  font-size: 12.5px; line-height: 1.45; }
-"""
+_NUMBER = re.compile(r"-|-?[\d.e+-]+( ± [\d.e+-]+)?( %| clips/s| h \d+ min| min \d+ s| s)?")
 
 
-def page(title: str, lead: str, blocks: Iterable[str]) -> str:
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        heading: its title; empty for blocks that stand without a frame around them.
+        blocks: its HTML.
+        scripts: names of the files in ``assets`` it needs; each comes once, at the page's end.
+    """
+
+    heading: str
+    blocks: tuple[str, ...]
+    scripts: tuple[str, ...] = ()
+
+
+def asset(name: str) -> str:
+    """The text of a file in ``assets``."""
+    return resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The whole document."""
+    names = [f"section-{number}" for number in range(len(sections))]
+    links = [
+        f'<a href="#{name}">{escape(section.heading)}</a>'
+        for name, section in zip(names, sections, strict=True)
+        if section.heading
+    ]
+    body = []
+    for name, section in zip(names, sections, strict=True):
+        inner = "\n".join(section.blocks)
+        if section.heading:
+            inner = f'<section id="{name}">\n<h2>{escape(section.heading)}</h2>\n{inner}\n</section>'
+        body.append(inner)
+    scripts = dict.fromkeys(script for section in sections for script in section.scripts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(lead)}</p>\n" + "\n".join(blocks) + "\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style_of_colours()}\n{asset('page.css')}</style>\n</head>\n"
+        f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{paragraph(lead)}\n"
+        f'<nav aria-label="sections">{"".join(links)}</nav>\n'
+        + "\n".join(body)
+        + "\n</main>\n"
+        + "".join(f"<script>\n{asset(name)}</script>\n" for name in scripts)
+        + "</body>\n</html>\n"
     )
-
-
-def section(heading: str, *blocks: str) -> str:
-    return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(blocks) + "\n</section>"
 
 
 def heading(text: str) -> str:
@@ -61,19 +72,58 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
+def notice(text: str) -> str:
+    """A paragraph that says what is missing, or what whoever looks after the run should know."""
+    return f'<p class="notice">{escape(text)}</p>'
+
+
 def cards(values: Sequence[tuple[str, str]]) -> str:
     """Headline figures: (figure, what it is)."""
     inner = (f'<div class="card"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in values)
     return f'<div class="cards">{"".join(inner)}</div>'
 
 
-def picture(png: Png, description: str) -> str:
-    return f'<img width="{png.width}" alt="{escape(description)}" src="data:image/png;base64,{png.base64}">'
+def picture(value: Picture, description: str) -> str:
+    """A picture that shrinks with the window."""
+    return (
+        f'<img width="{value.width}" height="{value.height}" alt="{escape(description)}" loading="lazy" '
+        f'src="{value.address}">'
+    )
 
 
-def table(value: Table) -> str:
-    """A table of results; a rule where the first column's text changes."""
-    numeric = [all(not isinstance(row[column], str) for row in value.rows) for column in range(len(value.columns))]
+def wide_picture(value: Picture, description: str) -> str:
+    """A picture that keeps its size, to be scrolled in windows that are narrower."""
+    return f'<div class="scroll" tabindex="0">{picture(value, description)}</div>'
+
+
+def panels(values: Iterable[tuple[str, Picture, str]]) -> str:
+    """Small figures side by side, as many as fit: (caption, picture, description)."""
+    inner = (
+        f"<figure><figcaption>{escape(caption)}</figcaption>{picture(drawn, description)}</figure>"
+        for caption, drawn, description in values
+    )
+    return f'<div class="panels">{"".join(inner)}</div>'
+
+
+def legend(entries: Iterable[tuple[str, str, str]]) -> str:
+    """What colours stand for: (name, entry of ``COLOURS`` or a CSS colour, CSS border style or "dot")."""
+    items = []
+    for name, colour, style in entries:
+        value = colour if colour.startswith(("#", "hsl")) else css_colour(colour)
+        key = f'class="dot" style="background:{value}"' if style == "dot" else f'style="border-top:3px {style} {value}"'
+        items.append(f"<li><i {key}></i>{escape(name)}</li>")
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def table(value: Table, *, grouped: bool = True) -> str:
+    """A table of results.
+
+    Args:
+        value: the table.
+        grouped: draw a rule where the first column's text changes.
+    """
+    shown = value.texts()
+    numeric = [all(_NUMBER.fullmatch(texts[column]) for texts in shown) for column in range(len(value.columns))]
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         return "".join(
@@ -81,21 +131,31 @@ def table(value: Table) -> str:
             for text, right in zip(texts, numeric, strict=True)
         )
 
-    lines = [f"<tr>{cells('th', value.columns)}</tr>"]
+    lines = [f"<thead><tr>{cells('th', value.columns)}</tr></thead>\n<tbody>"]
     previous = None
-    for texts in value.texts():
-        new_group = previous is not None and texts[0] != previous
+    for texts in shown:
+        new_group = grouped and previous is not None and texts[0] != previous
         lines.append(f"<tr{' class=group' if new_group else ''}>{cells('td', texts)}</tr>")
         previous = texts[0]
-    return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
+    return '<div class="scroll" tabindex="0"><table>\n' + "\n".join(lines) + "</tbody>\n</table></div>"
 
 
 def facts(values: Sequence[tuple[str, str]]) -> str:
     """Names and what they are, side by side."""
-    lines = (f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in values)
+    lines = (f'<tr><th scope="row">{escape(name)}</th><td>{escape(text)}</td></tr>' for name, text in values)
     return '<table class="facts">\n' + "\n".join(lines) + "\n</table>"
 
 
-def folded(summary: str, text: str) -> str:
-    """Text that shows when asked for."""
-    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+def folded(summary: str, *blocks: str) -> str:
+    """Blocks that show when asked for."""
+    return f"<details><summary>{escape(summary)}</summary>{''.join(blocks)}</details>"
+
+
+def preformatted(text: str) -> str:
+    return f"<pre>{escape(text)}</pre>"
+
+
+def data(value: Any) -> str:
+    """Numbers and names for a script: JSON that no name in it can break out of."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return f'<script type="application/json">{text.replace("<", chr(92) + "u003c")}</script>'
