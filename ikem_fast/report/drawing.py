@@ -186,7 +186,7 @@ def line_panel(
         colour = COLOURS[line.colour][0]
         style = {"color": colour, "linestyle": line.dashes, "solid_capstyle": "round"}
         style["drawstyle"] = "steps-post" if line.steps else "default"
-        few = {"marker": "o", "markersize": 3} if len(values) <= 25 else {}
+        few = {"marker": "o", "markersize": 3} if len(values) <= 25 and not line.smoothed else {}
         if line.smoothed and len(values) > 25:
             axes.plot(positions, values, **{**style, "linestyle": "solid"}, alpha=0.22, linewidth=0.8)
             axes.plot(positions, running_mean(values, 2 * (len(values) // 50) + 1), **style, linewidth=1.6)

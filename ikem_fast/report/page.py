@@ -115,12 +115,13 @@ def legend(entries: Iterable[tuple[str, str, str]]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def table(value: Table, *, grouped: bool = True) -> str:
+def table(value: Table, *, grouped: bool = True, wrapped: bool = False) -> str:
     """A table of results.
 
     Args:
         value: the table.
         grouped: draw a rule where the first column's text changes.
+        wrapped: break long cells into lines.
     """
     shown = value.texts()
     numeric = [all(_NUMBER.fullmatch(texts[column]) for texts in shown) for column in range(len(value.columns))]
@@ -137,7 +138,11 @@ def table(value: Table, *, grouped: bool = True) -> str:
         new_group = grouped and previous is not None and texts[0] != previous
         lines.append(f"<tr{' class=group' if new_group else ''}>{cells('td', texts)}</tr>")
         previous = texts[0]
-    return '<div class="scroll" tabindex="0"><table>\n' + "\n".join(lines) + "</tbody>\n</table></div>"
+    return (
+        f'<div class="scroll" tabindex="0"><table{" class=wrapped" if wrapped else ""}>\n'
+        + "\n".join(lines)
+        + "</tbody>\n</table></div>"
+    )
 
 
 def facts(values: Sequence[tuple[str, str]]) -> str:

@@ -17,6 +17,16 @@ from ikem_fast.evaluation.commands import read_evaluation
 from ikem_fast.report.drawing import Series
 
 EVALUATION_FOLDER = "evaluation"
+_NUMBER_OR_NONE = (int, float, type(None))
+# What the table of accuracies and the headlines read of a row.
+_FIGURES: dict[str, dict[str, Any]] = {
+    "linear": {
+        "modalities": list,
+        "top1": (int, float),
+        **dict.fromkeys(("top5", "best_top1", "best_epoch"), _NUMBER_OR_NONE),
+    },
+    "knn": {"accuracy": Mapping},
+}
 
 
 class ReportError(ValueError):
@@ -202,14 +212,17 @@ def _read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             raise ReportError(f"{path} is damaged: {reason}; run the evaluation again or delete the file") from error
-        problem = _find_problem(evaluation)
+        if isinstance(evaluation, Mapping) and not {"kind", "encoders"} & evaluation.keys():
+            continue  # something else, such as fused scores
+        problem = _find_problem(evaluation, path.stem)
         if problem:
             raise ReportError(f"{path} is damaged: {problem}; run the evaluation again or delete the file")
         evaluations[path.stem] = evaluation
     return evaluations
 
 
-def _find_problem(evaluation: Any) -> str | None:
+def _find_problem(evaluation: Any, kind: str) -> str | None:
+    """What is wrong with an evaluation's JSON; the sections rely on all that is looked at here."""
     if not isinstance(evaluation, Mapping) or not isinstance(evaluation.get("encoders"), list):
         return "it must be an object with a list of 'encoders'"
     for entry in evaluation["encoders"]:
@@ -218,7 +231,27 @@ def _find_problem(evaluation: Any) -> str | None:
         rows = entry.get("rows")
         if not isinstance(rows, list) or not all(isinstance(row, Mapping) and "name" in row for row in rows):
             return f"'rows' of {entry['encoders']} must be a list of objects with a 'name'"
+        for row in rows:
+            for key, kinds in _FIGURES.get(kind, {}).items():
+                if not isinstance(row.get(key), kinds):
+                    return f"'{key}' of {entry['encoders']}, {row['name']}, is missing or no figure"
+            if not isinstance(row.get("spread", {}), Mapping):
+                return f"'spread' of {entry['encoders']}, {row['name']}, must be an object"
+        if kind == "linear" and not _is_confusion(entry.get("confusion")):
+            return f"'confusion' of {entry['encoders']} must hold a 'view' and a square of 'counts'"
+    if not isinstance(evaluation.get("data", {}), Mapping):
+        return "'data' must be an object"
     return None
+
+
+def _is_confusion(value: Any) -> bool:
+    if value is None:
+        return True
+    try:
+        counts = np.array(value["counts"], dtype=float)
+        return counts.ndim == 2 and counts.shape[0] == counts.shape[1] > 0 and isinstance(value["view"], str)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 class Material:

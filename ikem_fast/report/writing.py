@@ -46,17 +46,20 @@ def write_report(
 
     Raises:
         CheckpointError, DataError: a run, or the data set that was asked for, cannot be read.
-        ReportError: no run, a damaged file of one, no clip of a name, or an unknown embedding.
+        ReportError: no run, a damaged file of one, no clip of a name, an unknown embedding, or no folder for ``out``.
     """
     if embedding is not None and embedding not in EMBEDDINGS:
         raise ReportError(f"embedding must be {' or '.join(EMBEDDINGS)} or None, got {embedding!r}")
     material = Material(read_runs(runs), data=data, samples=samples, embedding=embedding, phases=tuple(phases))
+    out = Path(out)
+    # Found out before seconds are spent on the page.
+    if out.is_dir() or not out.parent.is_dir():
+        raise ReportError(f"out must be a file in a folder that exists, got {out}")
     names = ", ".join(run.name for run in material.runs)
     if title is None:
         title = f"Run {names}" if len(material.runs) == 1 else f"Runs {names}"
-    lead = "; ".join(data_words(clip_set) for clip_set in material.clip_sets())
+    lead = "; ".join(dict.fromkeys(data_words(clip_set) for clip_set in material.clip_sets()))
     sections = [section for render in SECTIONS for section in render(material)]
-    out = Path(out)
     with atomic_open(out, "w") as file:
-        file.write(page.page(title, f"{lead[:1].upper()}{lead[1:]}." if lead else "", sections))
+        file.write(page.page(title, f"{lead}." if lead else "", sections))
     return out

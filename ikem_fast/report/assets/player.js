@@ -4,6 +4,7 @@
   const FRAMES_PER_SECOND = 15;
   const RADIANS_PER_PIXEL = 0.01;
   const RADIANS_PER_KEY = Math.PI / 24;
+  const LONGEST_HEAD = 60; // millimetres
   const STEEPEST = Math.PI / 2;
 
   function start(player) {
@@ -25,8 +26,9 @@
 
     function arrow(from, along) {
       const to = [from[0] + along[0], from[1] + along[1]];
+      const part = Math.min(0.28, LONGEST_HEAD / Math.hypot(...along));
       const head = [0.8, -0.8].map((side) => [
-        to[0] - 0.28 * (along[0] + side * along[1]), to[1] - 0.28 * (along[1] - side * along[0])]);
+        to[0] - part * (along[0] + side * along[1]), to[1] - part * (along[1] - side * along[0])]);
       return `M${text(from)}L${text(to)}M${text(head[0])}L${text(to)}L${text(head[1])}`;
     }
 

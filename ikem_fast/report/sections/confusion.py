@@ -24,7 +24,10 @@ def render(material: Material) -> list[Section]:
         if not confusion or "untrained" in name:
             continue
         counts = np.array(confusion["counts"], dtype=float)
-        class_names = entry["class_names"] or [f"action {number}" for number in range(len(counts))]
+        class_names = entry["class_names"]
+        if not isinstance(class_names, list) or len(class_names) != len(counts):
+            class_names = [f"action {number}" for number in range(len(counts))]
+        class_names = [str(class_name) for class_name in class_names]
         parts = [page.paragraph(_words(counts, class_names)), confusion_table(counts, class_names)]
         title = f"{name}, view “{confusion['view']}”"
         # The first one stands open, the others are a click away.

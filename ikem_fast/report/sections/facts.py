@@ -16,8 +16,9 @@ from ikem_fast.report.sections.runs import KIND_TITLES
 
 def render(material: Material) -> list[Section]:
     values = []
-    for clip_set in material.clip_sets():
-        values += [("data set", data_words(clip_set)), ("clips", _clip_words(clip_set))]
+    sets = dict.fromkeys((data_words(clip_set), _clip_words(clip_set)) for clip_set in material.clip_sets())
+    for of_set, of_clips in sets:
+        values += [("data set", of_set), ("clips", of_clips)]
     shapes = {}
     for run in material.runs:
         model = run.config["model"]

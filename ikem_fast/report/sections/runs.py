@@ -24,7 +24,9 @@ def render(material: Material) -> list[Section]:
         blocks.append(page.heading(f"{title}: settings that differ"))
         rows = differing_settings(runs)
         if rows:
-            blocks.append(page.table(Table(("setting", *(run.name for run in runs)), tuple(rows)), grouped=False))
+            blocks.append(
+                page.table(Table(("setting", *(run.name for run in runs)), tuple(rows)), grouped=False, wrapped=True)
+            )
         else:
             blocks.append(page.paragraph("None: the runs have the same settings, data and versions."))
     return [Section("Runs side by side", tuple(blocks))]
