@@ -347,6 +347,11 @@ def test_unfinished_run_without_log_lines(tmp_path, runs):
         ('{"kind": "knn"}', "list of 'encoders'"),
         ('{"encoders": [{"rows": []}]}', "every entry of 'encoders' must be an object with its name"),
         ('{"encoders": [{"encoders": "student", "rows": [3]}]}', "'rows' of student must be a list of objects"),
+        (
+            '{"encoders": [{"encoders": "student", "rows": [{"name": "all"}]}]}',
+            "'accuracy' of student, all, is missing",
+        ),
+        ('{"encoders": [], "data": 3}', "'data' must be an object"),
         ("\xff\xfe", r"knn\.json is damaged"),
     ],
 )
@@ -356,6 +361,17 @@ def test_damaged_evaluation_is_named(tmp_path, runs, content, message):
     with pytest.raises(ReportError, match=message):
         write_report([run], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("confusion", [3, {"counts": [[1, 2]], "view": "all"}, {"counts": [["x"]], "view": "all"}, {}])
+def test_damaged_confusion_is_named(tmp_path, runs, confusion):
+    run = shutil.copytree(runs / "student", tmp_path / "run")
+    path = run / "evaluation" / "linear.json"
+    evaluation = json.loads(path.read_text())
+    evaluation["encoders"][0]["confusion"] = confusion
+    path.write_text(json.dumps(evaluation))
+    with pytest.raises(ReportError, match="'confusion' of student must hold a 'view' and a square of 'counts'"):
+        read_runs([run])
 
 
 @pytest.mark.parametrize(
