@@ -92,7 +92,7 @@ def picture(value: Picture, description: str) -> str:
 
 
 def wide_picture(value: Picture, description: str) -> str:
-    """A picture that keeps its size, to be scrolled in windows that are narrower."""
+    """A picture that shrinks no further than it can be read, to be scrolled in windows that are narrower."""
     return f'<div class="scroll" tabindex="0">{picture(value, description)}</div>'
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ikem_fast.data import ClipSet
 from ikem_fast.engine import checkpoints
 from ikem_fast.evaluation.features import Features, extract
 from ikem_fast.evaluation.knn import fused_features
@@ -45,27 +46,16 @@ def render(material: Material) -> list[Section]:
         clip_set = material.clip_set_of(run)
         if clip_set is None:
             continue
-        test = np.flatnonzero(clip_set.splits == "test")
-        test = test[evenly_spaced(len(test), _MOST_POINTS)]
-        method, _checkpoint = checkpoints.load_run(run.folder)
-        if clip_set.layout != method.layout:
-            notices.append(f"{run.name} has another skeleton than the clips, {method.layout.name}.")
-            continue
-        if len(test) < _FEWEST_POINTS:
-            notices.append(f"{run.name}: {len(test)} test clips are too few for a plot.")
-            continue
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         begin = time.perf_counter()
-        batch_size = run.config["knn"]["feature_batch_size"]
-        features = extract(method.to(device), clip_set.subset(test), batch_size=batch_size, device=device)
+        features = _test_features(run, clip_set)
         seconds["features"] += time.perf_counter() - begin
-        if not torch.isfinite(features.features).all() or features.features.std(dim=1).max() == 0:
-            notices.append(f"{run.name}: the features of all clips are equal or not finite.")
+        if isinstance(features, str):
+            notices.append(features)
             continue
         begin = time.perf_counter()
         places = {view: tsne(rows) for view, rows in _views(features, every=material.embedding == "modalities").items()}
         seconds["t-SNE"] += time.perf_counter() - begin
-        counts.add(len(test))
+        counts.add(len(features.labels))
         class_names[clip_set.class_names] = None
         figures.append(_figure(run, places, features, clip_set.class_names))
     if not figures:
@@ -81,6 +71,23 @@ def render(material: Material) -> list[Section]:
     notes = (page.notice(text) for text in notices)
     inner = f'<div class="panels pairs">{"".join(figures)}</div>'
     return [Section("Embedding", (page.paragraph(words), *notes, *legends, inner), (SCRIPT,))]
+
+
+def _test_features(run: RunRecord, clip_set: ClipSet) -> Features | str:
+    """Features of a run's test clips, or of 2000 of them; or in words, why there is no plot of them."""
+    test = np.flatnonzero(clip_set.splits == "test")
+    test = test[evenly_spaced(len(test), _MOST_POINTS)]
+    if len(test) < _FEWEST_POINTS:
+        return f"{run.name}: {len(test)} test clips are too few for a plot."
+    method, _checkpoint = checkpoints.load_run(run.folder)
+    if clip_set.layout != method.layout:
+        return f"{run.name} has another skeleton than the clips, {method.layout.name}."
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch_size = run.config["knn"]["feature_batch_size"]
+    features = extract(method.to(device), clip_set.subset(test), batch_size=batch_size, device=device)
+    if not torch.isfinite(features.features).all() or features.features.std(dim=1).max() == 0:
+        return f"{run.name}: the features of all clips are equal or not finite."
+    return features
 
 
 def _views(features: Features, every: bool) -> dict[str, Tensor]:
