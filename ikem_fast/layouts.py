@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 _BUILTIN_FOLDER = Path(__file__).parent / "skeletons"
 _REQUIRED_KEYS = ("name", "joints", "bones", "center", "chest_normal")
-_OPTIONAL_KEYS = ("graph_edges", "previous_bones", "shoulders", "presence_joint")
+_OPTIONAL_KEYS = ("graph_edges", "previous_bones", "shoulders", "presence_joint", "stand_ins")
 
 
 class LayoutError(ValueError):
@@ -41,6 +41,8 @@ class Layout:
         chest_normal: joints (a, b, c) of the chest normal ``normalize((b_a - b_c) x (b_b - b_c))`` over bones.
         shoulders: joints (left, right) whose line the y-rotation of preparation makes parallel to x.
         presence_joint: a frame counts as detected when this joint of the first person is not all zero.
+        stand_ins: which joints may take a joint's place between two layouts, see ``map_joints``. No part of what makes
+            two layouts the same.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Layout:
     chest_normal: tuple[int, int, int]
     shoulders: tuple[int, int]
     presence_joint: int
+    stand_ins: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def num_joints(self) -> int:
@@ -113,6 +116,7 @@ class Layout:
             "graph_edges": [[names[a], names[b]] for a, b in self.graph_edges],
             "shoulders": [names[j] for j in self.shoulders],
             "presence_joint": names[self.presence_joint],
+            **({"stand_ins": {name: list(others) for name, others in self.stand_ins.items()}} if self.stand_ins else {}),
         }
 
 
@@ -157,6 +161,24 @@ def _joint_map(names: tuple[str, ...], pairs: Any, where: str) -> dict[int, int]
         _joint_number(names, joint, where): _joint_number(names, other, f"{where}: {joint}")
         for joint, other in pairs.items()
     }
+
+
+def _read_stand_ins(names: tuple[str, ...], entries: Any) -> dict[str, tuple[str, ...]]:
+    """Each entry speaks of this layout on one side at least: its joint is one of ours, or all that stand in are."""
+    if not isinstance(entries, Mapping):
+        raise LayoutError(f"stand_ins must map joint names to lists of joint names, got {type(entries).__name__}")
+    stand_ins = {}
+    for joint, others in entries.items():
+        where = f"stand_ins: {joint}"
+        if not isinstance(others, list | tuple) or not others or not all(isinstance(other, str) for other in others):
+            raise LayoutError(f"{where} must be a non-empty list of joint names, got {others!r}")
+        if len(set(others)) != len(others) or joint in others:
+            raise LayoutError(f"{where} must list different joints other than itself, got {', '.join(others)}")
+        if joint not in names:
+            for other in others:
+                _joint_number(names, other, f"{where}, which is not one of the layout's joints,")
+        stand_ins[str(joint)] = tuple(others)
+    return stand_ins
 
 
 def _check_tree(names: tuple[str, ...], parents: Mapping[int, int]) -> int:
@@ -229,6 +251,7 @@ def from_dict(fields: Mapping[str, Any]) -> Layout:
         chest_normal=chest_normal,
         shoulders=_joint_list(names, fields.get("shoulders") or [names[j] for j in chest_normal[1:]], 2, "shoulders"),
         presence_joint=_joint_number(names, fields.get("presence_joint", names[0]), "presence_joint"),
+        stand_ins=_read_stand_ins(names, fields.get("stand_ins") or {}),
     )
     unreachable = [name for name, distance in zip(names, layout.hop_distances(), strict=True) if distance < 0]
     if unreachable:
@@ -271,6 +294,44 @@ def get(layout: str | Path | Layout) -> Layout:
     if Path(layout).suffix in (".yaml", ".yml"):
         return from_yaml(layout)
     raise LayoutError(f"layout must be {_listed(names())} or the path of a .yaml file, got '{layout}'")
+
+
+def map_joints(source: Layout, target: Layout) -> tuple[int, ...]:
+    """For each joint of ``target`` the joint of ``source`` that takes its place, so that clips of one skeleton can be
+    put into an encoder of another.
+
+    It is the joint of the same name; otherwise the first that ``target.stand_ins`` lists for it and ``source`` has;
+    otherwise the first that ``source.stand_ins`` lists. One joint may stand in for several: bones between those are
+    zero. A layout without stand-ins that equals one of the package (as kept by an older data set or checkpoint) has
+    that one's.
+
+    Returns:
+        (target.num_joints) joint numbers of ``source``.
+
+    Raises:
+        LayoutError: nothing stands in for some joints; the message lists them.
+    """
+    of_target, of_source = _declared_stand_ins(target), _declared_stand_ins(source)
+    numbers = {name: number for number, name in enumerate(source.joint_names)}
+    mapping, missing = [], []
+    for joint in target.joint_names:
+        candidates = (joint, *of_target.get(joint, ()), *of_source.get(joint, ()))
+        found = next((numbers[name] for name in candidates if name in numbers), None)
+        mapping.append(found)
+        if found is None:
+            missing.append(joint)
+    if missing:
+        raise LayoutError(
+            f"nothing in layout '{source.name}' stands in for {', '.join(missing)} of layout '{target.name}': name "
+            f"joints under stand_ins in the file of either layout"
+        )
+    return tuple(mapping)
+
+
+def _declared_stand_ins(layout: Layout) -> Mapping[str, tuple[str, ...]]:
+    if not layout.stand_ins and layout.name in names() and _builtin(layout.name) == layout:
+        return _builtin(layout.name).stand_ins
+    return layout.stand_ins
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -1,8 +1,8 @@
 """The configuration of every command: typed sections, YAML presets and ``key=value`` overrides.
 
 One file serves all commands. ``model``, ``augmentation``, ``fidelity`` and ``quirks`` describe the method;
-``pretrain``, ``distill``, ``linear`` and ``knn`` the recipe of the command of that name; ``storage`` says where clips
-lie in training, ``logging`` what a run writes down. A file need only give what differs from the defaults below (the
+``pretrain``, ``distill`` and the evaluations' sections the recipe of the command of that name, ``evaluation`` what all
+evaluations have in common; ``storage`` says where clips lie in training, ``logging`` what a run writes down. A file need only give what differs from the defaults below (the
 published recipe) or from the preset or file that its ``base`` names.
 """
 
@@ -13,7 +13,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ from ikem_fast.quirks import Quirks
 
 _PRESET_FOLDER = Path(__file__).parent.parent / "presets"
 DEFAULT_PRESET = "ntu60-xsub"
-COMMANDS = ("pretrain", "distill", "linear", "knn")
-_SCHEDULED_SECTIONS = ("pretrain", "distill", "linear")
+EVALUATION_SECTIONS = ("linear", "knn", "finetune", "semi", "retrieval")
+COMMANDS = ("pretrain", "distill", *EVALUATION_SECTIONS)
+_SCHEDULED_SECTIONS = ("pretrain", "distill", "linear", "finetune", "semi")
 
 
 class ConfigError(ValueError):
@@ -128,6 +129,13 @@ class DistillConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """What all evaluations have in common."""
+
+    seeds: Any = 1  # so many evaluation seeds, from ``seed`` on; or a list of them
+
+
+@dataclass
 class LinearConfig:
     """Recipe of ``evaluate linear`` (docs/method.md section 8)."""
 
@@ -139,6 +147,8 @@ class LinearConfig:
     sgd_momentum: float = 0.9
     weight_decay: float = 0.0
     feature_batch_size: int = 256  # clips at a time through the frozen encoders
+    # Of joint, motion and bone where heads that were trained apart are fused; taken as they are, not normalised.
+    fusion_weights: list[float] = field(default_factory=lambda: [0.6, 0.6, 0.4])
 
 
 @dataclass
@@ -146,6 +156,41 @@ class KnnConfig:
     """Settings of ``evaluate knn``: cosine similarity, the vote of the k nearest training clips."""
 
     k: list[int] = field(default_factory=lambda: [1, 5, 20])
+    feature_batch_size: int = 256
+
+
+@dataclass
+class FinetuneConfig:
+    """Recipe of ``evaluate finetune``: encoders and a linear head each, trained on all training clips."""
+
+    epochs: int = 100
+    batch_size: int = 128  # with fewer clips every step takes them all
+    learning_rate: float = 0.1  # of encoders and heads
+    milestones: list[int] = field(default_factory=lambda: [80])
+    gamma: float = 0.1
+    sgd_momentum: float = 0.9
+    weight_decay: float = 1e-4
+    dropout: float | None = None  # of the encoders; null = as in pretraining
+    augment: bool = True  # every epoch another view of a clip, as section ``augmentation`` says; false = clips as they are
+    fusion_weights: list[float] = field(default_factory=lambda: [0.6, 0.6, 0.4])  # of joint, motion and bone
+    test_every_epochs: int = 10  # how often the test clips are looked at on the way; 0 = only after the last epoch
+    feature_batch_size: int = 256  # test clips at a time
+
+
+@dataclass
+class SemiConfig(FinetuneConfig):
+    """Recipe of ``evaluate semi``: as ``finetune``, on some of the labels."""
+
+    fractions: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.1])  # of each class's training clips
+    frozen: bool = False  # true: encoders stay as they are, and only heads are trained, by the recipe of ``linear``
+
+
+@dataclass
+class RetrievalConfig:
+    """Settings of ``evaluate retrieval``: clips of the query's class, found by cosine similarity."""
+
+    gallery: str = "train"  # where test clips are looked for: "train" clips, or the other "test" clips
+    recall_at: list[int] = field(default_factory=lambda: [1, 5, 10])
     feature_batch_size: int = 256
 
 
@@ -177,8 +222,12 @@ class Config:
     quirks: QuirksConfig = field(default_factory=QuirksConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     linear: LinearConfig = field(default_factory=LinearConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    semi: SemiConfig = field(default_factory=SemiConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
@@ -383,6 +432,9 @@ def _ratio(first: str, second: str) -> float:
 
 def _assign(tree: Any, key: str, value: Any, origin: str) -> None:
     expected = _LEAVES[key]
+    if expected is Any:  # ``validate`` looks at it
+        OmegaConf.update(tree, key, list(value) if isinstance(value, tuple) else value)
+        return
     problem = ConfigError(f"{origin}: {key} must be {_describe(expected)}, got {value!r} ({type(value).__name__})")
     if _is_list(expected) != isinstance(value, (list, tuple)):
         raise problem
@@ -478,7 +530,7 @@ def validate(config: Config) -> None:
     need("storage.place", config.storage.place in PLACES, f"one of {', '.join(PLACES)}")
     need("storage.dtype", config.storage.dtype in ("float32", "float16"), "float32 or float16")
 
-    for name in ("pretrain", "distill", "linear"):
+    for name in _SCHEDULED_SECTIONS:
         section = getattr(config, name)
         in_range(f"{name}.epochs", section.epochs, 1)
         in_range(f"{name}.batch_size", section.batch_size, 1)
@@ -524,14 +576,43 @@ def validate(config: Config) -> None:
     in_range("distill.temperature", distill.temperature, 0, open_low=True)
     in_range("distill.dropout", distill.dropout, 0, 1)
 
-    in_range("linear.feature_batch_size", config.linear.feature_batch_size, 1)
-    in_range("knn.feature_batch_size", config.knn.feature_batch_size, 1)
+    for name in EVALUATION_SECTIONS:
+        in_range(f"{name}.feature_batch_size", getattr(config, name).feature_batch_size, 1)
     ks = config.knn.k
     need("knn.k", bool(ks) and len(set(ks)) == len(ks) and min(ks) >= 1, "distinct numbers of neighbours, at least 1")
+    _check_evaluations(config, need, in_range)
     in_range("logging.log_every_steps", config.logging.log_every_steps, 1)
     in_range("logging.save_every_epochs", config.logging.save_every_epochs, 1)
     for key in ("knn_every_epochs", "knn_max_clips", "keep_every_epochs"):
         in_range(f"logging.{key}", getattr(config.logging, key), 0)
+
+
+def _check_evaluations(config: Config, need: Callable[..., None], in_range: Callable[..., None]) -> None:
+    seeds = config.evaluation.seeds
+    numbers = seeds if isinstance(seeds, list) else [seeds]
+    are_whole = all(_has_type(seed, (int,)) for seed in numbers)
+    if isinstance(seeds, list):
+        fits = are_whole and bool(seeds) and len(set(seeds)) == len(seeds) and all(0 <= s < 2**63 for s in seeds)
+    else:
+        fits = are_whole and seeds >= 1
+    need("evaluation.seeds", fits, "a number of seeds, at least 1, or a list of distinct seeds from 0 to 2**63 - 1")
+    for name in ("linear", "finetune", "semi"):
+        weights = getattr(config, name).fusion_weights
+        fits = len(weights) == 3 and all(math.isfinite(weight) and weight >= 0 for weight in weights) and any(weights)
+        need(f"{name}.fusion_weights", fits, "three numbers, of joint, motion and bone, at least 0 and not all 0")
+    for name in ("finetune", "semi"):
+        section = getattr(config, name)
+        if section.dropout is not None:
+            in_range(f"{name}.dropout", section.dropout, 0, 1)
+        in_range(f"{name}.test_every_epochs", section.test_every_epochs, 0)
+    fractions = config.semi.fractions
+    fits = bool(fractions) and len(set(fractions)) == len(fractions) and all(0 < each <= 1 for each in fractions)
+    need("semi.fractions", fits, "distinct parts of the training clips, above 0 and at most 1")
+    retrieval = config.retrieval
+    need("retrieval.gallery", retrieval.gallery in ("train", "test"), "'train' or 'test'")
+    ks = retrieval.recall_at
+    fits = bool(ks) and len(set(ks)) == len(ks) and min(ks) >= 1
+    need("retrieval.recall_at", fits, "distinct numbers of found clips, at least 1")
 
 
 def _check_modalities(key: str, names: list[str]) -> None:

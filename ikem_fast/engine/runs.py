@@ -20,6 +20,7 @@ from ikem_fast.data import ClipSet
 from ikem_fast.data.preparation import Preparation
 from ikem_fast.engine import checkpoints, randomness
 from ikem_fast.engine.config import (
+    EVALUATION_SECTIONS,
     Config,
     differences,
     load_config,
@@ -35,7 +36,10 @@ from ikem_fast.methods import IKEM, RelationalDistillation
 
 CONFIG_NAME = "config.yaml"
 # What a run may change when it goes on: none of it has a part in the losses, rounding aside.
-_MAY_CHANGE = ("max_steps", "device", "threads", "capture", "logging.", "linear.", "knn.")
+_MAY_CHANGE = (
+    *("max_steps", "device", "threads", "capture", "logging.", "evaluation."),
+    *(f"{section}." for section in EVALUATION_SECTIONS),
+)
 
 
 class RunError(ValueError):
