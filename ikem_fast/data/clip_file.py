@@ -35,6 +35,7 @@ class ClipFile:
         self._start = file_clips.offset
         self._size = file_clips.offset + file_clips.nbytes
         self.chunk_size = max(1, min(_CHUNK_BYTES // self._clip_bytes, _MAX_BUFFERS))
+        self._fitting = clip_set.fitting
         self._chunk = torch.empty((self.chunk_size, *file_clips.shape[1:]))  # pages are made when conversions write it
 
     def __enter__(self) -> ClipFile:
@@ -53,7 +54,8 @@ class ClipFile:
         os.close(self._descriptor)
 
     def read(self, rows: np.ndarray, out: Tensor) -> None:
-        """Reads the clips in some rows of the file, and rounds them to nearest even where they become float16.
+        """Reads the clips in some rows of the file, fits them where the clip set does, and rounds them to nearest even
+        where they become float16.
 
         Args:
             rows: (B,) int64, in any order, also repeatedly.
@@ -64,12 +66,15 @@ class ClipFile:
         """
         for start in range(0, len(rows), self.chunk_size):
             chunk_rows, chunk = rows[start : start + self.chunk_size], out[start : start + self.chunk_size]
-            if out.dtype == torch.float32:
+            if out.dtype == torch.float32 and self._fitting is None:
                 self._read(chunk_rows, chunk.numpy())
                 continue
             read = self._chunk[: len(chunk)]
             self._read(chunk_rows, read.numpy())
-            self._check_range(chunk_rows, read.numpy())
+            if out.dtype != torch.float32:
+                self._check_range(chunk_rows, read.numpy())
+            if self._fitting is not None:
+                read = torch.from_numpy(self._fitting(read.numpy()))
             pieces = (clips.view(-1).split(_MAX_UNTHREADED) for clips in (read, chunk))
             for source, target in zip(*pieces, strict=True):
                 target.copy_(source)

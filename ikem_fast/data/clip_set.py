@@ -61,6 +61,25 @@ class Batch:
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """How stored clips are brought to another skeleton and number of persons as they are read.
+
+    Attributes:
+        joints: (V,) int64, the stored joint that is each joint of the fitted clips.
+        num_persons: M of the fitted clips, at least that of the stored ones; persons that are added are zero.
+    """
+
+    joints: np.ndarray
+    num_persons: int
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """Stored clips (B, 3, T, V', M') as fitted ones (B, 3, T, V, M), a new array."""
+        fitted = np.zeros((*clips.shape[:3], len(self.joints), self.num_persons), dtype=clips.dtype)
+        fitted[..., : clips.shape[4]] = clips[..., self.joints, :]
+        return fitted
+
+
 class ClipSet:
     """Prepared clips, memory-mapped, with what is known of each; all of a folder or a selection of it.
 
@@ -76,7 +95,8 @@ class ClipSet:
         splits: (N,) of ``"train"`` and ``"test"``.
         table: the columns of ``samples.csv`` as (N,) arrays of text.
         rows: (N,) int64, where each clip lies in ``clips.npy``.
-        file_clips: all of ``clips.npy``, read-only and memory-mapped.
+        file_clips: all of ``clips.npy``, read-only and memory-mapped, as they are stored.
+        fitting: what is done to clips as they are read, see ``fitted``; None = nothing.
     """
 
     def __init__(
@@ -87,6 +107,7 @@ class ClipSet:
         file_clips: np.ndarray,
         table: dict[str, np.ndarray],
         rows: np.ndarray,
+        fitting: Fitting | None = None,
     ) -> None:
         self.folder = folder
         self.metadata = metadata
@@ -100,6 +121,7 @@ class ClipSet:
         self.valid_frames = table["valid_frames"].astype(np.int64)
         self.splits = table["split"]
         self.file_clips = file_clips
+        self.fitting = fitting
 
     @classmethod
     def open(cls, folder: str | Path) -> ClipSet:
@@ -136,17 +158,29 @@ class ClipSet:
         return len(self.class_names)
 
     @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """(3, T, V, M) of each clip as it is read."""
+        channels, frames, joints, persons = self.file_clips.shape[1:]
+        if self.fitting is not None:
+            joints, persons = len(self.fitting.joints), self.fitting.num_persons
+        return channels, frames, joints, persons
+
+    @property
     def num_persons(self) -> int:
-        return self.file_clips.shape[4]
+        return self.clip_shape[3]
 
     @property
     def clip_length(self) -> int:
         """T, the frames of each clip."""
-        return self.file_clips.shape[2]
+        return self.clip_shape[1]
 
     @property
     def clips(self) -> np.ndarray:
-        """(N, 3, T, V, M) float32, read-only: the memory-mapped file, or a copy in memory for a selection with gaps."""
+        """(N, 3, T, V, M) float32, read-only: the memory-mapped file, or a copy in memory for a selection with gaps or
+        fitted clips.
+        """
+        if self.fitting is not None:
+            return self.fitting(self.file_clips[self.rows])
         if len(self) and np.array_equal(self.rows, np.arange(self.rows[0], self.rows[0] + len(self))):
             return self.file_clips[self.rows[0] : self.rows[0] + len(self)]
         return self.file_clips[self.rows]
@@ -163,7 +197,24 @@ class ClipSet:
         """The clips at some positions, in the order given."""
         indices = self.check_indices(indices)
         table = {column: values[indices] for column, values in self.table.items()}
-        return ClipSet(self.folder, self.metadata, self.layout, self.file_clips, table, self.rows[indices])
+        return ClipSet(self.folder, self.metadata, self.layout, self.file_clips, table, self.rows[indices], self.fitting)
+
+    def fitted(self, layout: Layout, num_persons: int | None = None) -> ClipSet:
+        """The same clips for encoders of another skeleton; nothing is copied, clips are fitted as they are read.
+
+        Args:
+            layout: the skeleton to fit them to; its joints are taken as ``layouts.map_joints`` says.
+            num_persons: persons to fill up to with zeros, as for a person who is absent. More persons than that stay.
+                None = as they are.
+
+        Raises:
+            LayoutError: nothing stands in for some joints.
+        """
+        if self.fitting is not None:
+            raise ValueError(f"clips must be as they are stored, got clips that are fitted to {self.layout.name}")
+        joints = np.array(layouts.map_joints(self.layout, layout), dtype=np.int64)
+        fitting = Fitting(joints, max(self.num_persons, num_persons or 1))
+        return ClipSet(self.folder, self.metadata, layout, self.file_clips, self.table, self.rows, fitting)
 
     def batch(
         self,
@@ -181,8 +232,9 @@ class ClipSet:
         """
         indices = self.check_indices(indices)
         num_frames = self.num_frames if file_frame_count else self.valid_frames
+        clips = self.file_clips[self.rows[indices]]
         batch = Batch(
-            clips=torch.from_numpy(np.ascontiguousarray(self.file_clips[self.rows[indices]])),
+            clips=torch.from_numpy(np.ascontiguousarray(clips if self.fitting is None else self.fitting(clips))),
             num_frames=torch.from_numpy(num_frames[indices]),
             labels=torch.from_numpy(self.labels[indices]),
             indices=torch.from_numpy(indices),

@@ -121,7 +121,7 @@ class _Source:
         return self.clip_set.clip_length
 
     def _empty(self, num_clips: int, **options) -> Tensor:
-        return torch.empty((num_clips, *self.clip_set.file_clips.shape[1:]), dtype=self.dtype, **options)
+        return torch.empty((num_clips, *self.clip_set.clip_shape), dtype=self.dtype, **options)
 
     def describe(self) -> str:
         """The source in words, for the log."""
@@ -266,7 +266,7 @@ def _check_device(device: str | torch.device) -> torch.device:
 
 
 def _num_bytes(clip_set: ClipSet, dtype: torch.dtype) -> int:
-    return len(clip_set) * math.prod(clip_set.file_clips.shape[1:]) * dtype.itemsize
+    return len(clip_set) * math.prod(clip_set.clip_shape) * dtype.itemsize
 
 
 def _format_bytes(count: int) -> str:
