@@ -16,7 +16,8 @@ from ikem_fast.data import synthetic
 from ikem_fast.data.pipeline import Summary, prepare
 from ikem_fast.data.readers import Reader
 from ikem_fast.data.readers.synthetic import make_reader
-from ikem_fast.evaluation.commands import accuracy_table, evaluate_run, read_evaluation
+from ikem_fast.evaluation.commands import accuracy_table, read_evaluation
+from ikem_fast.evaluation.running import evaluate_run
 from ikem_fast.evaluation.tables import format_table
 from ikem_fast.report import write_report
 

@@ -116,7 +116,9 @@ class Layout:
             "graph_edges": [[names[a], names[b]] for a, b in self.graph_edges],
             "shoulders": [names[j] for j in self.shoulders],
             "presence_joint": names[self.presence_joint],
-            **({"stand_ins": {name: list(others) for name, others in self.stand_ins.items()}} if self.stand_ins else {}),
+            **(
+                {"stand_ins": {name: list(others) for name, others in self.stand_ins.items()}} if self.stand_ins else {}
+            ),
         }
 
 

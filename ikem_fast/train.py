@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ikem_fast.command_line import report_errors
-from ikem_fast.evaluation.commands import add_demo_parser, add_evaluate_parser
+from ikem_fast.evaluation.commands import add_evaluate_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def _build_parser() -> argparse.ArgumentParser:
     distill.set_defaults(run_command=_distill)
 
     add_evaluate_parser(commands)
-    add_demo_parser(commands)
+    _add_demo_parser(commands)
 
     config = commands.add_parser(
         "config",
@@ -67,6 +67,21 @@ def _build_parser() -> argparse.ArgumentParser:
     presets = commands.add_parser("presets", help="list the presets", description="List the presets and what for.")
     presets.set_defaults(run_command=_list_presets)
     return parser
+
+
+def _add_demo_parser(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="everything once on made-up recordings, on the CPU, in a few minutes",
+        description="Write synthetic recordings, prepare them, pretrain, distil and evaluate, and end with a table and "
+        "a report page.",
+    )
+    demo.add_argument("--out", type=Path, default=Path("ikem_fast_demo"), metavar="DIR", help="default: %(default)s")
+    demo.add_argument("--seed", type=int, default=0, help="of recordings, weights and orders (default: %(default)s)")
+    demo.add_argument("--keep", action="store_true", help="keep the text recordings too")
+    demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    demo.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the demo's preset")
+    demo.set_defaults(run_command=_run_demo)
 
 
 def _add_training_arguments(parser: argparse.ArgumentParser, default_config: str) -> None:
@@ -103,6 +118,19 @@ def _distill(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     return _report_end(arguments.out)
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from ikem_fast.demo import run_demo
+
+    run_demo(
+        arguments.out,
+        seed=arguments.seed,
+        keep=arguments.keep,
+        overrides=arguments.overrides,
+        progress=not arguments.quiet,
+    )
+    return 0
 
 
 def _config_source(arguments: argparse.Namespace) -> Any:

@@ -197,7 +197,9 @@ class ClipSet:
         """The clips at some positions, in the order given."""
         indices = self.check_indices(indices)
         table = {column: values[indices] for column, values in self.table.items()}
-        return ClipSet(self.folder, self.metadata, self.layout, self.file_clips, table, self.rows[indices], self.fitting)
+        return ClipSet(
+            self.folder, self.metadata, self.layout, self.file_clips, table, self.rows[indices], self.fitting
+        )
 
     def fitted(self, layout: Layout, num_persons: int | None = None) -> ClipSet:
         """The same clips for encoders of another skeleton; nothing is copied, clips are fitted as they are read.

@@ -1,9 +1,10 @@
 """The configuration of every command: typed sections, YAML presets and ``key=value`` overrides.
 
 One file serves all commands. ``model``, ``augmentation``, ``fidelity`` and ``quirks`` describe the method;
-``pretrain``, ``distill`` and the evaluations' sections the recipe of the command of that name, ``evaluation`` what all
-evaluations have in common; ``storage`` says where clips lie in training, ``logging`` what a run writes down. A file need only give what differs from the defaults below (the
-published recipe) or from the preset or file that its ``base`` names.
+``pretrain``, ``distill`` and ``linear``, ``knn``, ``finetune``, ``semi`` and ``retrieval`` the recipe of the command of
+that name, ``evaluation`` what all evaluations have in common; ``storage`` says where clips lie in training, ``logging``
+what a run writes down. A file need only give what differs from the defaults below (the published recipe) or from the
+preset or file that its ``base`` names.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ class FinetuneConfig:
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
     dropout: float | None = None  # of the encoders; null = as in pretraining
-    augment: bool = True  # every epoch another view of a clip, as section ``augmentation`` says; false = clips as they are
+    augment: bool = True  # clips are augmented as section ``augmentation`` says; false = clips as they are
     fusion_weights: list[float] = field(default_factory=lambda: [0.6, 0.6, 0.4])  # of joint, motion and bone
     test_every_epochs: int = 10  # how often the test clips are looked at on the way; 0 = only after the last epoch
     feature_batch_size: int = 256  # test clips at a time

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from ikem_fast.data import ClipSet
+    from ikem_fast.evaluation.subjects import Subject
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,13 @@ def extract(
             rows[:, start:stop] = features.float().cpu()
             labels[start:stop] = batch.labels.cpu()
     return Features(features=rows, names=tuple(names), labels=labels, sample_names=tuple(clip_set.names))
+
+
+def extract_both(
+    subject: Subject, sets: Sequence[ClipSet], batch_size: int, device: str | torch.device
+) -> tuple[Features, ...]:
+    """The features that a subject's encoders give the clips of some sets, train and test; moves them to ``device``."""
+    subject.method.to(device)
+    return tuple(
+        extract(subject.method, clips, part=subject.part, batch_size=batch_size, device=device) for clips in sets
+    )

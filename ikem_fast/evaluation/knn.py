@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ikem_fast.evaluation.features import Features
+from ikem_fast.evaluation.features import Features, extract_both
+from ikem_fast.evaluation.outcomes import Column, Judgement, Outcome
 from ikem_fast.evaluation.views import views_of
+
+if TYPE_CHECKING:
+    from ikem_fast.data import ClipSet
+    from ikem_fast.engine.config import Config
+    from ikem_fast.evaluation.subjects import Subject
 
 # Similarities that are held at one time, in numbers: 64 MiB of float32 whatever the size of the two sets.
 _SIMILARITIES_AT_ONCE = 2**24
@@ -22,10 +29,12 @@ class KnnRow:
 
     Attributes:
         name: the modality, "joint+motion+bone", or "all".
+        modalities: the modalities that are put side by side.
         accuracy: top-1 accuracy in [0, 1] for each number of neighbours.
     """
 
     name: str
+    modalities: tuple[str, ...]
     accuracy: dict[int, float]
 
 
@@ -112,5 +121,32 @@ def evaluate_knn(train: Features, test: Features, *, ks: Sequence[int] = (1, 5))
         train_features, test_features = fused_features(train.features[chosen]), fused_features(test.features[chosen])
         predictions = knn_predict(train_features, train.labels, test_features, ks=usable)
         accuracy = {k: (predictions[k] == test.labels).double().mean().item() for k in usable}
-        rows.append(KnnRow(name=name, accuracy=accuracy))
+        rows.append(KnnRow(name=name, modalities=members, accuracy=accuracy))
     return rows
+
+
+def judge(
+    subject: Subject,
+    train_set: ClipSet,
+    test_set: ClipSet,
+    settings: Config,
+    seeds: Sequence[int],
+    device: torch.device,
+    progress: bool,
+) -> Judgement:
+    """The command ``evaluate knn`` for one set of encoders; nothing in it is random."""
+    features = extract_both(subject, (train_set, test_set), settings.knn.feature_batch_size, device)
+    rows = evaluate_knn(*features, ks=settings.knn.k)
+    outcome = Outcome(
+        tuple(
+            {
+                "name": row.name,
+                "modalities": list(row.modalities),
+                "accuracy": {str(k): value for k, value in row.accuracy.items()},
+            }
+            for row in rows
+        ),
+        result=rows,
+    )
+    columns = tuple(Column(f"k={k} %", ("accuracy", str(k))) for k in rows[0].accuracy)
+    return Judgement("nearest neighbours, top-1", columns, (outcome,))

@@ -11,17 +11,29 @@ from ikem_fast.atomic import atomic_open
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A mean with the sample standard deviation of what it was taken over."""
+
+    mean: float
+    deviation: float
+
+
+Cell = str | float | int | Spread | None
+
+
+@dataclass(frozen=True)
 class Table:
     """A heading per column and rows of cells; None is an empty cell.
 
     Attributes:
         columns: headings.
-        rows: one cell per column: text, a number, or None. Floats are accuracies in [0, 1] and are shown in percent.
+        rows: one cell per column: text, a number, a number with its spread, or None. Floats are accuracies in [0, 1]
+            and are shown in percent.
         title: a line above the table.
     """
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[str | float | int | None, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
     title: str = ""
 
     def __post_init__(self) -> None:
@@ -34,10 +46,12 @@ class Table:
         return [[cell_text(cell) for cell in row] for row in self.rows]
 
 
-def cell_text(cell: str | float | int | None) -> str:
+def cell_text(cell: Cell) -> str:
     """A cell as it is shown: floats in percent with one decimal, None as a dash."""
     if cell is None:
         return "-"
+    if isinstance(cell, Spread):
+        return f"{cell_text(cell.mean)} ± {cell_text(cell.deviation)}"
     if isinstance(cell, float):
         return f"{100 * cell:.1f}"
     return str(cell)
@@ -66,8 +80,19 @@ def format_table(table: Table) -> str:
 
 
 def write_csv(path: Path, table: Table) -> None:
-    """The table as CSV, written atomically; accuracies in full, as fractions."""
+    """The table as CSV, written atomically; accuracies in full, as fractions; spreads in a column of their own."""
+    spread = [any(isinstance(row[column], Spread) for row in table.rows) for column in range(len(table.columns))]
+
+    def line(cells: Sequence[Cell], heading: bool = False) -> list[Cell]:
+        values: list[Cell] = []
+        for cell, has_spread in zip(cells, spread, strict=True):
+            is_spread = isinstance(cell, Spread)
+            values.append(cell.mean if is_spread else "" if cell is None else cell)
+            if has_spread:
+                values.append(f"{cell} (standard deviation)" if heading else cell.deviation if is_spread else "")
+        return values
+
     with atomic_open(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(table.columns)
-        writer.writerows(["" if cell is None else cell for cell in row] for row in table.rows)
+        writer.writerow(line(table.columns, heading=True))
+        writer.writerows(line(row) for row in table.rows)

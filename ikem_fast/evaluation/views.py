@@ -18,3 +18,17 @@ def views_of(modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
     if len(modalities) > 1:
         views["all"] = tuple(modalities)
     return views
+
+
+def fusion_weights(modalities: Sequence[str], of_three: Sequence[float]) -> tuple[float, ...]:
+    """Weights by which scores of a view's modalities are fused, in the order of the modalities.
+
+    Args:
+        modalities: of the view.
+        of_three: weights of joint, motion and bone, which are taken where a view is of exactly these; all modalities of
+            any other view count the same, 1 / their number.
+    """
+    if set(modalities) != set(THREE_MODALITIES):
+        return (1.0 / len(modalities),) * len(modalities)
+    by_name = dict(zip(THREE_MODALITIES, of_three, strict=True))
+    return tuple(float(by_name[name]) for name in modalities)
