@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from evaluation_helpers import small_ikem, write_clip_set
 
+from ikem_fast import MODALITIES
 from ikem_fast.engine.config import LinearConfig
 from ikem_fast.engine.randomness import epoch_order
 from ikem_fast.evaluation import Features, build_classifier, extract, linear, train_heads
-from ikem_fast.evaluation.linear import confusion_matrix, evaluate_linear
-from ikem_fast.evaluation.views import views_of
+from ikem_fast.evaluation.accuracy import confusion_matrix, top_k_accuracy
+from ikem_fast.evaluation.linear import evaluate_linear, train_heads_of_seeds
+from ikem_fast.evaluation.views import fusion_weights, views_of
 from ikem_fast.methods import RelationalDistillation
 from ikem_fast.quirks import Quirks
 
@@ -49,9 +51,9 @@ def test_the_stack_trains_each_view_as_if_it_were_alone(view):
     train, test = some_features(50, 1), some_features(20, 2)
     settings = LinearConfig(epochs=6, batch_size=16, learning_rate=0.5, milestones=[4])
     members = [NAMES.index(name) for name in views_of(NAMES)[view]]
-    stack = linear._HeadStack(views_of(NAMES), NAMES, 8, 4, seed=5)
-    weights = stack.weight.detach()[stack.heads_of(view)].transpose(1, 2)
-    biases = stack.bias.detach()[stack.heads_of(view), 0]
+    stack = linear._HeadStack(views_of(NAMES), NAMES, 8, 4, seeds=[5])
+    weights = stack.weight.detach()[0, stack.heads_of(view)].transpose(1, 2)
+    biases = stack.bias.detach()[0, stack.heads_of(view), 0]
     weights, biases = plain_training(train, members, weights, biases, settings, seed=5)
     result = train_heads(train, test, list("abcd"), settings, seed=5)
     torch.testing.assert_close(result.weights[view], torch.stack(weights).detach(), rtol=1e-4, atol=1e-5)
@@ -65,7 +67,7 @@ def test_the_stack_trains_each_view_as_if_it_were_alone(view):
 
 
 def test_initial_heads_are_as_the_method_says():
-    stack = linear._HeadStack(views_of(NAMES), NAMES, 256, 60, seed=0)
+    stack = linear._HeadStack(views_of(NAMES), NAMES, 256, 60, seeds=[0])
     assert stack.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert not stack.bias.any()
 
@@ -100,6 +102,51 @@ def test_same_seed_same_numbers_and_other_seed_others():
     first, again, other = (train_heads(train, test, list("abcd"), settings, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.scores["all"], again.scores["all"])
     assert not torch.equal(first.scores["all"], other.scores["all"])
+
+
+def test_seeds_side_by_side_are_as_one_by_one():
+    train, test = some_features(40, 1), some_features(20, 2)
+    settings = LinearConfig(epochs=4, batch_size=16, milestones=[3], learning_rate=0.5)
+    together = train_heads_of_seeds(train, test, list("abcd"), settings, seeds=[7, 3])
+    for seed, result in zip((7, 3), together, strict=True):
+        alone = train_heads(train, test, list("abcd"), settings, seed=seed)
+        for view, scores in alone.scores.items():
+            torch.testing.assert_close(result.scores[view], scores, rtol=1e-5, atol=1e-6)
+        assert result.history == alone.history
+        assert result.rows == alone.rows
+
+
+def test_heads_that_were_trained_apart_are_fused_by_weights():
+    train, test = some_features(40, 1, noise=2.0), some_features(60, 2, noise=2.0)
+    weights = [0.5, 2.0, 0.0]
+    settings = LinearConfig(epochs=3, batch_size=16, milestones=[], learning_rate=0.5, fusion_weights=weights)
+    result = train_heads(train, test, list("abcd"), settings)
+    assert [row.name for row in result.late_rows] == ["late_joint+motion+bone", "late_all"]
+    three = 0.5 * result.scores["joint"] + 2.0 * result.scores["motion"]
+    every = sum(result.scores[name] for name in NAMES) / 4
+    for row, expected in zip(result.late_rows, (three, every), strict=True):
+        torch.testing.assert_close(result.scores[row.name], expected)
+        assert row.top1 == pytest.approx((expected.argmax(dim=1) == test.labels).double().mean().item())
+        assert row.top1 == pytest.approx(result.history[row.name][-1])
+        assert row.best_top1 == pytest.approx(max(result.history[row.name]))
+    assert result.late_rows[0].weights == (0.5, 2.0, 0.0)
+    assert result.late_rows[1].weights == (0.25,) * 4
+    # They are other scores than those of heads that were trained on the mean.
+    assert not torch.allclose(result.scores["late_all"], result.scores["all"])
+    names = [*NAMES, "late_joint+motion+bone", "late_all", "joint+motion+bone", "all"]
+    assert [row.name for row in result.all_rows] == names
+
+
+def test_weights_go_by_the_modality_and_not_by_its_place():
+    assert fusion_weights(("bone", "joint", "motion"), [0.6, 0.5, 0.4]) == (0.4, 0.6, 0.5)
+    assert fusion_weights(("joint", "motion"), [0.6, 0.5, 0.4]) == (0.5, 0.5)
+
+
+def test_accuracy_among_the_highest():
+    logits = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    labels = torch.tensor([0, 1, 0, 2])
+    assert [top_k_accuracy(logits, labels, k).item() for k in (1, 2, 3, 5)] == [0.5, 0.75, 1.0, 1.0]
+    assert top_k_accuracy(torch.stack([logits, -logits]), labels, 1).tolist() == [0.5, 0.25]
 
 
 def test_confusion_has_true_classes_down():
@@ -195,6 +242,20 @@ def test_early_fusion_student_has_no_classifier(clip_set):
         build_classifier(distillation, result, view="early_fusion")
 
 
+@pytest.mark.parametrize(
+    ("modalities", "view"), [(("joint", "motion", "bone"), "bone"), (MODALITIES, "joint+motion+bone")]
+)
+def test_classifier_leaves_the_chest_normal_out_where_its_method_does(clip_set, modalities, view):
+    """Quirk Q4 depends on all modalities of the method, of which a view may have fewer."""
+    method = small_ikem(modalities=modalities, quirks=Quirks(early_fusion_student=True))
+    test = clip_set.split("test")
+    result = evaluate_linear(method, clip_set.split("train"), test, SETTINGS)
+    batch = test.batch(range(len(test)))
+    with torch.no_grad():
+        logits = build_classifier(method, result, view=view)(batch.clips, batch.num_frames)
+    torch.testing.assert_close(logits, result.scores[view], rtol=1e-4, atol=1e-5)
+
+
 def test_rescaled_features_have_one_size_a_modality(clip_set, monkeypatch):
     """The tiny features of an untrained module are scaled by the training clips alone, and then learned from."""
     method, sets = small_ikem(modalities=("joint", "motion")), (clip_set.split("train"), clip_set.split("test"))
@@ -203,9 +264,9 @@ def test_rescaled_features_have_one_size_a_modality(clip_set, monkeypatch):
 
     def catch(train, test, *arguments, **options):
         seen.extend([train, test])
-        return train_heads(train, test, *arguments, **options)
+        return train_heads_of_seeds(train, test, *arguments, **options)
 
-    monkeypatch.setattr(linear, "train_heads", catch)
+    monkeypatch.setattr(linear, "train_heads_of_seeds", catch)
     evaluate_linear(method, *sets, LinearConfig(epochs=2, milestones=[1]), rescale=True)
     torch.testing.assert_close(seen[0].features.square().mean(dim=(1, 2)), torch.ones(2))
     for before, after in zip(plain, seen, strict=True):

@@ -20,7 +20,7 @@ _NAMES = {
     "evaluate_retrieval": "retrieval",
     "evaluate_run": "running",
     "extract": "features",
-    "finetune": "finetune",
+    "finetune": "finetuning",
     "fuse_scores": "scores",
     "knn_accuracy": "knn",
     "load_heads": "heads",

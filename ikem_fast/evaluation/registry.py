@@ -93,5 +93,5 @@ _linear = f"{_HERE}.linear:judge", True, f"{_HERE}.linear:keep"
 register(Evaluation("linear", "train linear heads on frozen features", "linear", *_linear))
 register(Evaluation("knn", "let nearest neighbours vote", "knn", f"{_HERE}.knn:judge", seeded=False))
 register(Evaluation("semi", "train on a few labels", "semi", f"{_HERE}.semi:judge"))
-register(Evaluation("finetune", "train encoders and heads on all labels", "finetune", f"{_HERE}.finetune:judge"))
+register(Evaluation("finetune", "train encoders and heads on all labels", "finetune", f"{_HERE}.finetuning:judge"))
 register(Evaluation("retrieval", "look for like clips", "retrieval", f"{_HERE}.retrieval:judge", seeded=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,10 @@ def evaluate_run(
     for result in results:
         by_name.setdefault(result.subject_name, []).append(result.outcome)
     entries = [combine(name, outcomes, judgement.labels) for name, outcomes in by_name.items()]
+    if transfer:
+        source = clip_set.metadata["layout"]["name"]
+        of_set = f"transfer to {clip_set.metadata['kind']} ({source} to {clip_set.layout.name}): "
+        judgement = replace(judgement, title=of_set + judgement.title)
     table = make_table(entries, judgement)
     name = f"transfer_{kind}_{clip_set.metadata['kind']}" if transfer else kind
     several = len(plans) > 1 or max(len(outcomes) for outcomes in by_name.values()) > 1
@@ -194,9 +198,7 @@ def _make_plans(
         run = Run.load(folder)
         own = subjects.digest(next(subjects.trained_subjects(run, part)))
         if own in trained and part != "teacher":
-            raise SubjectError(
-                f"{trained[own]} and {folder} hold the same encoders, so that a spread would say nothing"
-            )
+            raise SubjectError(f"{trained[own]} and {folder} hold the same encoders: their spread would say nothing")
         trained[own] = folder
         settings = load_config(run.checkpoint["config"] if config is None else config, overrides, evaluation.section)
         plan = _Plan(folder, run.facts(), settings, subjects.evaluation_seeds(settings.evaluation.seeds, settings.seed))
@@ -205,17 +207,14 @@ def _make_plans(
         else:
             subjects.check_together(first, run)
             of_first, of_this = (vars(getattr(each.settings, evaluation.section)) for each in (plans[0], plan))
-            wrong = [
-                f"{key} is {of_first[key]} and {of_this[key]}" for key in of_first if of_first[key] != of_this[key]
-            ]
+            wrong = [f"{key} is {value} and {of_this[key]}" for key, value in of_first.items() if of_this[key] != value]
             if wrong:
                 raise SubjectError(
                     f"{plans[0].folder} and {folder} have other settings of {evaluation.section}: {'; '.join(wrong)}; "
                     "give --config or the settings"
                 )
-            if data is None and run.checkpoint["data"].get("fingerprint") != first.checkpoint["data"].get(
-                "fingerprint"
-            ):
+            of_first, of_this = (each.checkpoint["data"].get("fingerprint") for each in (first, run))
+            if data is None and of_first != of_this:
                 raise SubjectError(f"{plans[0].folder} and {folder} were trained on other clips: give --data")
         plans.append(plan)
     return plans

@@ -15,7 +15,7 @@ import torch
 
 from ikem_fast.engine.randomness import generator
 from ikem_fast.evaluation.features import Features, extract_both
-from ikem_fast.evaluation.finetune import finetune, source_settings
+from ikem_fast.evaluation.finetuning import finetune, source_settings
 from ikem_fast.evaluation.linear import rescaled, train_heads
 from ikem_fast.evaluation.outcomes import Column, Judgement, Outcome
 

@@ -12,6 +12,7 @@ import torch
 
 from ikem_fast import methods
 from ikem_fast.engine import checkpoints
+from ikem_fast.engine.config import differences
 from ikem_fast.evaluation.views import views_of
 from ikem_fast.methods import IKEM, RelationalDistillation
 from ikem_fast.nn import MultiStreamSTGCN
@@ -72,12 +73,8 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """What is written down of it beside results."""
-        seed = self.checkpoint["config"].get("seed")
-        return {
-            "folder": str(self.folder),
-            **{key: self.checkpoint[key] for key in ("kind", "epoch", "step")},
-            "seed": seed,
-        }
+        progress = {key: self.checkpoint[key] for key in _IDENTITY}
+        return {"folder": str(self.folder), **progress, "seed": self.checkpoint["config"].get("seed")}
 
 
 def check_together(first: Run, other: Run) -> None:
@@ -87,6 +84,12 @@ def check_together(first: Run, other: Run) -> None:
         f"{key} is {_shown(of_first.get(key))} and {_shown(of_other.get(key))}"
         for key in (*of_first, *(key for key in of_other if key not in of_first))
         if of_first.get(key) != of_other.get(key)
+    ]
+    recipes = differences(first.checkpoint["config"], other.checkpoint["config"])
+    wrong += [
+        f"{key} is {old} and {new}"
+        for key, (old, new) in recipes.items()
+        if key.startswith((f"{first.checkpoint['kind']}.", "augmentation."))
     ]
     wrong += [
         f"{key} is {first.checkpoint[key]} and {other.checkpoint[key]}"
