@@ -210,8 +210,10 @@ def test_classes_are_those_of_the_linear_evaluation(trained_runs, model):
     order = [embeddings.sample_names.index(name) for name in scores.sample_names]
     rows = json.loads((evaluation / "linear.json").read_text())["encoders"]
     for entry, used in ((rows[0], model), (rows[1], ikem_fast.load(trained_runs.student, part="teacher"))):
-        assert list(used.views) == [row["name"] for row in entry["rows"]]
-        for row in entry["rows"]:
+        # Rows with weights fuse the heads of other rows.
+        trained = [row for row in entry["rows"] if "weights" not in row]
+        assert list(used.views) == [row["name"] for row in trained]
+        for row in trained:
             result = used.classify(trained_runs.raw, view=row["name"])
             logits = scores.logits[f"{entry['encoders']}/{row['name']}"]
             np.testing.assert_allclose(result.logits[order], logits, rtol=1e-4, atol=1e-5)
