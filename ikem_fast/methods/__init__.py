@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ikem_fast.methods.common import StepLosses
+from ikem_fast.methods.common import Groups, StepLosses
 from ikem_fast.methods.distillation import RelationalDistillation
 from ikem_fast.methods.ikem import IKEM
 from ikem_fast.nn import MultiStreamSTGCN
@@ -36,4 +36,4 @@ def evaluated_encoders(
     return method.student_encoders, tuple(method.feature_names)
 
 
-__all__ = ["IKEM", "METHODS", "RelationalDistillation", "StepLosses", "evaluated_encoders", "from_config"]
+__all__ = ["IKEM", "METHODS", "Groups", "RelationalDistillation", "StepLosses", "evaluated_encoders", "from_config"]

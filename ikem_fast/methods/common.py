@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from ikem_fast import modalities as modality_registry
@@ -20,6 +21,7 @@ from ikem_fast.layouts import get as get_layout
 from ikem_fast.nn import EncoderInput, MultiStreamSTGCN
 from ikem_fast.nn.precision import activation_dtype, check_precision
 from ikem_fast.ops import ClipViews, ViewParameters
+from ikem_fast.ops._collectives import gather_rows
 from ikem_fast.quirks import Quirks
 
 THREE_MODALITIES = ("joint", "motion", "bone")
@@ -42,19 +44,40 @@ def random_queue(*shape: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Processes that share a training step, each with as many clips of its batch; ``None`` = this one alone.
+
+    Attributes:
+        keys: whose keys are enqueued, in the order of the ranks, so that every process has the same queues.
+        statistics: over whose clips batch statistics are taken.
+        queue: over which the queues' columns are spread, equally many on each in the order of the ranks
+            (``Trainer.shard_queues``).
+    """
+
+    keys: ProcessGroup | None = None
+    statistics: ProcessGroup | None = None
+    queue: ProcessGroup | None = None
+
+
+ALONE = Groups()
+
+
+@dataclass(frozen=True)
 class StepLosses:
-    """What a training step comes to.
+    """What a training step, or a part of its batch, comes to.
 
     Attributes:
         total: the step's loss, a scalar; ``total.backward()`` gives the gradient of the weights.
         losses: its terms by name, scalars without a gradient.
         accuracies: by name, the share of clips whose positive is more similar than every key of the queue; scalars
             without a gradient.
+        keys: (S, N, D) what the clips will be to later steps, for the queues.
     """
 
     total: Tensor
     losses: dict[str, Tensor]
     accuracies: dict[str, Tensor]
+    keys: Tensor | None = None
 
 
 Losses = tuple[dict[str, Tensor], dict[str, Tensor]]  # terms and accuracies by name
@@ -171,11 +194,13 @@ class Trainer(ModalityModule, ABC):
     """A module with queues that is trained by ``training_losses`` and rebuilt from ``config()``.
 
     Subclasses name themselves in ``method`` and their constructor's arguments, other than layout and quirks, in
-    ``config_fields``; each is kept as the attribute of its name.
+    ``config_fields``; each is kept as the attribute of its name. Their queues, the clips in the last dimension, are the
+    buffers of the names in ``queue_names``.
     """
 
     method: str
     config_fields: tuple[str, ...]
+    queue_names: tuple[str, ...] = ("queue",)
     embedding_size: int
     queue_size: int
     temperature: float
@@ -223,9 +248,63 @@ class Trainer(ModalityModule, ABC):
             self.derive(clips, num_frames, second, indices=indices, parameters=of_view[1]),
         )
 
-    @abstractmethod
     def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> StepLosses:
-        """Losses of one training step on two views, as ``views`` gives them."""
+        """Losses of one training step on two views, as ``views`` gives them. Fills the queues after.
+
+        A step in several parts calls ``begin_step`` once, ``contrast`` for each part, and ``end_step`` with the keys of
+        all of them.
+        """
+        self.begin_step(stage)
+        step = self.contrast(view_q, view_k, stage)
+        self.end_step(step.keys)
+        return step
+
+    def begin_step(self, stage: str | None = None) -> None:
+        """Moves what a step moves before its first clip."""
+
+    @abstractmethod
+    def contrast(
+        self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None, groups: Groups = ALONE
+    ) -> StepLosses:
+        """Losses of some clips' two views against the queues, which stay as they are.
+
+        Args:
+            view_q: one view of N clips, as ``views`` gives it.
+            view_k: the other view.
+            stage: of the training, for methods that have several.
+            groups: processes that call this at the same time, each with N clips of its own. Losses and their gradient
+                are those of this process's clips.
+        """
+
+    @torch.no_grad()
+    def end_step(self, keys: Tensor, groups: Groups = ALONE) -> None:
+        """Fills the queues with the keys (S, N, D) of a step's clips, those of all processes in ``groups.keys``."""
+        self._enqueue(gather_rows(keys, groups.keys), groups.queue)
+
+    def _enqueue(self, keys: Tensor, group: ProcessGroup | None) -> None:
+        ops.enqueue_(self.queue, keys, self.queue_pointer, **self._columns(group))
+
+    def stage_parameters(self, stage: str | None = None) -> list[nn.Parameter]:
+        """The parameters that have a part in a stage's losses, in the order of ``parameters()``."""
+        idle = {id(parameter) for module in self._idle_modules(stage) for parameter in module.parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in idle]
+
+    def _idle_modules(self, stage: str | None) -> list[nn.Module]:
+        """Trained modules whose outputs have no part in a stage's losses."""
+        return []
+
+    def shard_queues(self, group: ProcessGroup) -> None:
+        """Leaves of every queue the columns that this process keeps where they are spread over several.
+
+        Raises:
+            ValueError: the columns cannot be shared equally.
+        """
+        for name in self.queue_names:
+            setattr(self, name, ops.own_columns(getattr(self, name), group))
+
+    def _columns(self, group: ProcessGroup | None) -> dict[str, int]:
+        """Which columns the queues hold, for ``ops.enqueue_``."""
+        return {"first_column": ops.queue_columns(self.queue_size, group).start, "queue_size": self.queue_size}
 
     def training_losses(
         self, view_q: Tensor, view_k: Tensor, num_frames: Tensor, stage: str | None = None
@@ -264,14 +343,14 @@ class Trainer(ModalityModule, ABC):
         return embeddings.to(activation_dtype(self.precision, embeddings))
 
 
-def embed(encoders: MultiStreamSTGCN, view: ClipViews) -> Tensor:
-    """Unit embeddings (S, N, D) of one view, a stream for each of its modalities."""
-    return functional.normalize(encoders(encoder_input(view)), dim=2)
+def embed(encoders: MultiStreamSTGCN, view: ClipViews, group: ProcessGroup | None = None) -> Tensor:
+    """Unit embeddings (S, N, D) of one view, a stream for each of its modalities; ``group`` as for the encoders."""
+    return functional.normalize(encoders(encoder_input(view), group), dim=2)
 
 
-def encode(encoders: MultiStreamSTGCN, view: ClipViews) -> Tensor:
-    """Features (S, N, d) of one view, a stream for each of its modalities."""
-    return encoders.features(encoder_input(view))
+def encode(encoders: MultiStreamSTGCN, view: ClipViews, group: ProcessGroup | None = None) -> Tensor:
+    """Features (S, N, d) of one view, a stream for each of its modalities; ``group`` as for the encoders."""
+    return encoders.features(encoder_input(view), group)
 
 
 def encoder_input(view: ClipViews) -> EncoderInput:

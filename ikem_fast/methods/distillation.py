@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from ikem_fast import modalities as modality_registry
 from ikem_fast import ops
 from ikem_fast.layouts import Layout
 from ikem_fast.methods.common import (
+    ALONE,
     THREE_MODALITIES,
+    Groups,
     Losses,
     StepLosses,
     Trainer,
@@ -59,6 +63,7 @@ class RelationalDistillation(Trainer):
         *("modalities", "student_modalities", "hidden_channels", "feature_size", "embedding_size", "queue_size"),
         *("temperature", "topk", "dropout", "precision"),
     )
+    queue_names = ("queue", "teacher_queue")
     teacher_queue: Tensor
     teacher_queue_pointer: Tensor
 
@@ -164,26 +169,30 @@ class RelationalDistillation(Trainer):
         """The teacher's modalities, and the students'."""
         return self.modalities, THREE_MODALITIES if self.early_fusion else self.student_modalities
 
-    def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> StepLosses:
-        """Losses ``distill/<student>`` of one training step. Fills the queues after.
+    def contrast(
+        self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None, groups: Groups = ALONE
+    ) -> StepLosses:
+        """Losses ``distill/<student>`` of some clips' two views against the queues, which stay as they are.
 
         Args:
             view_q: one view of N clips in the teacher's modalities.
             view_k: the other view, in the students' modalities.
             stage: distillation has one stage; accepted so that all trainers are called alike.
+            groups: processes that call this at the same time, each with N clips of its own.
 
         Source: docs/method.md section 7.
         """
-        teacher = self._teacher_embeddings(view_q)
-        features = self._student_features(view_k)
+        teacher = self._teacher_embeddings(view_q, groups.statistics)
+        features = self._student_features(view_k, groups.statistics)
         student = project(self.student_encoders.head, features)
-        step = settle(partial(self._measure, teacher), student)
-        ops.enqueue_(self.queue, teacher, self.queue_pointer)
-        joint_embedding = functional.normalize(torch.cat(list(teacher), dim=1), dim=1)
-        ops.enqueue_(self.teacher_queue, joint_embedding, self.teacher_queue_pointer)
-        return step
+        return replace(settle(partial(self._measure, teacher, groups.queue), student), keys=teacher)
 
-    def _measure(self, teacher: Tensor, student: Tensor) -> Losses:
+    def _enqueue(self, keys: Tensor, group: ProcessGroup | None) -> None:
+        super()._enqueue(keys, group)
+        joint_embedding = functional.normalize(torch.cat(list(keys), dim=1), dim=1)
+        ops.enqueue_(self.teacher_queue, joint_embedding, self.teacher_queue_pointer, **self._columns(group))
+
+    def _measure(self, teacher: Tensor, group: ProcessGroup | None, student: Tensor) -> Losses:
         losses = ops.relational_distillation_loss(
             self.as_compared(student),
             self.as_compared(teacher),
@@ -191,17 +200,18 @@ class RelationalDistillation(Trainer):
             self.teacher_queue,
             self.temperature,
             self.topk,
+            group=group,
         )
         return {f"distill/{name}": loss for name, loss in zip(self.feature_names, losses, strict=True)}, {}
 
     @torch.no_grad()
-    def _teacher_embeddings(self, view: ClipViews) -> Tensor:
-        return embed(self.teacher_encoders, view)
+    def _teacher_embeddings(self, view: ClipViews, group: ProcessGroup | None) -> Tensor:
+        return embed(self.teacher_encoders, view, group)
 
-    def _student_features(self, view: ClipViews) -> Tensor:
+    def _student_features(self, view: ClipViews, group: ProcessGroup | None = None) -> Tensor:
         if not self.early_fusion:
-            return encode(self.student_encoders, view)
-        return self.student_encoders.features(fuse_early(encoder_input(view)))
+            return encode(self.student_encoders, view, group)
+        return self.student_encoders.features(fuse_early(encoder_input(view)), group)
 
     def _queues(self) -> Tensor:
         """The queues that the teacher's embeddings are compared with (quirk Q2 swaps one)."""

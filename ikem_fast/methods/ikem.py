@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ikem_fast import ops
 from ikem_fast.layouts import Layout
-from ikem_fast.methods.common import Losses, StepLosses, Trainer, embed, encode, project, settle
+from ikem_fast.methods.common import ALONE, Groups, Losses, StepLosses, Trainer, embed, encode, project, settle
 from ikem_fast.modalities import MODALITIES
 from ikem_fast.nn import initialize_weights, stacked_head
 from ikem_fast.ops import ClipViews
@@ -113,47 +115,65 @@ class IKEM(Trainer):
         """
         return encode(self.query_encoders, self.derive(clips, num_frames))
 
-    def losses(self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None) -> StepLosses:
-        """Losses of one training step.
+    def begin_step(self, stage: str | None = None) -> None:
+        """Moves the key encoders towards the query encoders (docs/method.md section 5)."""
+        self._move_key_encoders(self._check_stage(stage))
 
-        Moves the key encoders before they are used and fills the queues after the losses.
+    def contrast(
+        self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None, groups: Groups = ALONE
+    ) -> StepLosses:
+        """Losses of some clips' two views against the queues, which stay as they are.
 
         Args:
             view_q: one view of N clips in all modalities, for the query encoders.
             view_k: the other view, for the key encoders.
             stage: ``"single"``, also if left out, for ``single/<modality>``; ``"cross"`` for ``context/<modality>``
                 and ``exchange/<modality>``.
+            groups: processes that call this at the same time, each with N clips of its own.
 
         Source: docs/method.md sections 5 and 6.
         """
+        stage = self._check_stage(stage)
+        features = encode(self.query_encoders, view_q, groups.statistics)
+        q = project(self.query_encoders.head, features)
+        k = self._keys(view_k, groups.statistics)
+        embeddings = [q]
+        if stage == "cross" and self.exchange:
+            embeddings.append(project(self.exchange_heads, features))
+        measure = self._measure_single if stage == "single" else self._measure_cross
+        return replace(settle(partial(measure, k, groups.queue), *embeddings), keys=k)
+
+    def _check_stage(self, stage: str | None) -> str:
         stage = "single" if stage is None else stage
         if stage not in STAGES:
             raise ValueError(f"stage must be 'single' or 'cross', got {stage!r}")
         if stage == "cross" and self.context and len(self.modalities) < 2:
             raise ValueError("stage 'cross' needs at least 2 modalities, got 1: turn the context loss off")
-        self._move_key_encoders(stage)
-        features = encode(self.query_encoders, view_q)
-        q = project(self.query_encoders.head, features)
-        k = self._keys(view_k)
-        embeddings = [q]
-        if stage == "cross" and self.exchange:
-            embeddings.append(project(self.exchange_heads, features))
-        step = settle(partial(self._measure_single if stage == "single" else self._measure_cross, k), *embeddings)
-        ops.enqueue_(self.queue, k, self.queue_pointer)
-        return step
+        return stage
 
-    def _measure_single(self, k: Tensor, q: Tensor) -> Losses:
-        losses, accuracies = ops.info_nce_and_accuracy(self.as_compared(q), k, self.queue, self.temperature)
+    def _idle_modules(self, stage: str | None) -> list[nn.Module]:
+        if self._check_stage(stage) == "single":
+            return [self.exchange_heads]
+        return [] if self.context else [self.query_encoders.head]
+
+    def _measure_single(self, k: Tensor, group: ProcessGroup | None, q: Tensor) -> Losses:
+        losses, accuracies = ops.info_nce_and_accuracy(
+            self.as_compared(q), k, self.queue, self.temperature, group=group
+        )
         return self._named("single", losses), self._named("single", accuracies)
 
-    def _measure_cross(self, k: Tensor, q: Tensor, e: Tensor | None = None) -> Losses:
+    def _measure_cross(self, k: Tensor, group: ProcessGroup | None, q: Tensor, e: Tensor | None = None) -> Losses:
         losses, accuracies = {}, {}
         if self.context:
-            of_context = ops.context_loss_and_accuracy(self.as_compared(q), k, self.queue, self.temperature, self.topk)
+            of_context = ops.context_loss_and_accuracy(
+                self.as_compared(q), k, self.queue, self.temperature, self.topk, group=group
+            )
             losses.update(self._named("context", of_context[0]))
             accuracies.update(self._named("single", of_context[1]))
         if e is not None:
-            of_exchange = ops.exchange_loss_and_accuracy(self.as_compared(e), k, self.queue, self.temperature)
+            of_exchange = ops.exchange_loss_and_accuracy(
+                self.as_compared(e), k, self.queue, self.temperature, group=group
+            )
             losses.update(self._named("exchange", of_exchange[0]))
             accuracies.update(self._named("exchange", of_exchange[1]))
         return losses, accuracies
@@ -162,8 +182,8 @@ class IKEM(Trainer):
         return {f"{kind}/{name}": value for name, value in zip(self.modalities, values, strict=True)}
 
     @torch.no_grad()
-    def _keys(self, view_k: ClipViews) -> Tensor:
-        return embed(self.key_encoders, view_k)
+    def _keys(self, view_k: ClipViews, group: ProcessGroup | None) -> Tensor:
+        return embed(self.key_encoders, view_k, group)
 
     def _move_key_encoders(self, stage: str) -> None:
         moving = self.modalities

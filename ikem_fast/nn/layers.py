@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ikem_fast import ops
 from ikem_fast.nn.parts import NUM_PARTITIONS, EncoderInput
+from ikem_fast.nn.synchronised_statistics import synchronise_moments
 
 
 class StackedLinear(nn.Module):
@@ -89,20 +91,29 @@ class StackedBatchNorm(nn.Module):
 
 
 class BatchStatistics:
-    """Means and variances of the batches that norms saw in one pass, for their running statistics."""
+    """Means and variances of the batches that norms saw in one pass, for their running statistics.
 
-    def __init__(self) -> None:
+    Args:
+        group: processes whose batches are taken as one; ``None`` for this process's alone.
+    """
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        self._group = group
         self.norms: list[StackedBatchNorm] = []
         self.means: list[Tensor] = []
         self.variances: list[Tensor] = []
         self.corrections: list[float] = []
 
-    def add(self, norm: StackedBatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Of ``count`` values a channel."""
+    def add(self, norm: StackedBatchNorm, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Takes in mean and biased variance of ``count`` values a channel; returns those to normalise with."""
+        if self._group is not None:
+            mean, variance = synchronise_moments(mean, variance, self._group)
+            count *= self._group.size()
         self.norms.append(norm)
         self.means.append(mean.detach())
         self.variances.append(variance.detach())
         self.corrections.append(count / max(count - 1, 1))
+        return mean, variance
 
     @torch.no_grad()
     def update_running_statistics(self) -> None:
@@ -133,7 +144,7 @@ class InputNorm(StackedBatchNorm):
             else:
                 mean, variance = x.mean, x.variance
             mean, variance = mean.flatten(1).to(dtype), variance.flatten(1).to(dtype)
-            statistics.add(self, mean, variance, values.shape[1] * values.shape[2])
+            mean, variance = statistics.add(self, mean, variance, values.shape[1] * values.shape[2])
         per_joint = (values.shape[0], 1, 1, *values.shape[3:])
         scale = torch.rsqrt(variance + self.eps) * self.weight
         # The mean comes off first: of a joint that never moves nothing but its bias must be left.

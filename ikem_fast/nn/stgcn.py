@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ikem_fast import ops
 from ikem_fast.nn.layers import (
@@ -142,8 +143,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if not self.training:
             return norm.running_coefficients()
-        mean, variance = moments
-        statistics.add(norm, mean, variance, values[0, ..., 0].numel())
+        mean, variance = statistics.add(norm, *moments, values[0, ..., 0].numel())
         return norm.coefficients(mean, variance)
 
 
@@ -215,14 +215,16 @@ class MultiStreamSTGCN(nn.Module):
 
     # ---- running
 
-    def features(self, x: Tensor | EncoderInput) -> Tensor:
+    def features(self, x: Tensor | EncoderInput, group: ProcessGroup | None = None) -> Tensor:
         """Features (S, N, d) of clips: the mean over frames and joints, then over persons.
 
         Args:
             x: clips (S, N, C, T, V, M), or an ``EncoderInput`` of them.
+            group: processes with equally many clips, over which batch statistics are taken in training mode; ``None``
+                for this process's alone.
         """
         x = self._as_input(x)
-        statistics = BatchStatistics()
+        statistics = BatchStatistics(group)
         y = self.input_norm(x, statistics).to(activation_dtype(self.precision, self.input_norm.weight))
         last = len(self.blocks) - 1
         if self.training or self._wants_gradient(y):
@@ -236,9 +238,12 @@ class MultiStreamSTGCN(nn.Module):
             statistics.update_running_statistics()
         return y
 
-    def forward(self, x: Tensor | EncoderInput) -> Tensor:
-        """The heads' outputs (S, N, ...) for clips (S, N, C, T, V, M), or for an ``EncoderInput`` of them."""
-        return self.head(self.features(x))
+    def forward(self, x: Tensor | EncoderInput, group: ProcessGroup | None = None) -> Tensor:
+        """The heads' outputs (S, N, ...) for clips (S, N, C, T, V, M), or for an ``EncoderInput`` of them.
+
+        ``group`` is as for ``features``.
+        """
+        return self.head(self.features(x, group))
 
     def of_streams(self, x: Tensor | EncoderInput, streams: Sequence[int]) -> Tensor:
         """``forward`` of some streams alone, on the input of those; in eval mode, since statistics are not kept."""
@@ -366,13 +371,13 @@ class STGCN(MultiStreamSTGCN):
     def __init__(self, adjacency: Tensor, **sizes: int | float | str | Sequence[int]) -> None:
         super().__init__(adjacency, 1, **sizes)
 
-    def features(self, x: Tensor | EncoderInput) -> Tensor:
+    def features(self, x: Tensor | EncoderInput, group: ProcessGroup | None = None) -> Tensor:
         """Features (N, d) of clips (N, C, T, V, M), or of an ``EncoderInput`` of them."""
-        return super().features(self._with_stream(x))[0]
+        return super().features(self._with_stream(x), group)[0]
 
-    def forward(self, x: Tensor | EncoderInput) -> Tensor:
+    def forward(self, x: Tensor | EncoderInput, group: ProcessGroup | None = None) -> Tensor:
         """The head's output (N, ...) for clips (N, C, T, V, M), or for an ``EncoderInput`` of them."""
-        return self.head(super().features(self._with_stream(x)))[0]
+        return self.head(super().features(self._with_stream(x), group))[0]
 
     def _with_stream(self, x: Tensor | EncoderInput) -> Tensor | EncoderInput:
         num_joints = self.graph.adjacency.shape[-1]
