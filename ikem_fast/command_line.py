@@ -10,21 +10,35 @@ from pathlib import Path
 _PACKAGE_FOLDER = Path(__file__).parent
 
 
-def report_errors(command: Callable[[], int]) -> int:
-    """Runs a command; a mistake of the user is one line on stderr and exit status 2."""
+def _show(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def report_errors(
+    command: Callable[[], int],
+    show: Callable[[str], None] = _show,
+    show_error: Callable[[BaseException, str], None] = lambda _error, text: _show(f"error: {text}"),
+) -> int:
+    """Runs a command; a mistake of the user is one line on stderr and exit status 2.
+
+    Args:
+        command: gives the exit status.
+        show: writes a line, such as that training was stopped.
+        show_error: writes the line of an error.
+    """
     try:
         return command()
     except SystemExit as stop:
         if str(stop) != str(stop.code):
-            print(stop, file=sys.stderr)
+            show(str(stop))
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        show("interrupted")
         return 130
     except Exception as error:
         if not _is_explained(error):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        show_error(error, " ".join(str(error).split()))
         return 2
 
 

@@ -6,10 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ikem_fast.command_line import report_errors
 from ikem_fast.evaluation.commands import add_evaluate_parser
+
+if TYPE_CHECKING:
+    from ikem_fast.engine.world import World
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +25,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(strangers or rest)}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
-    return report_errors(lambda: arguments.run_command(arguments))
+    return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from ikem_fast.engine import world as processes
+
+    world = processes.ALONE
+
+    def command() -> int:
+        nonlocal world
+        if not getattr(arguments, "on_several_processes", False):
+            processes.refuse_several(arguments.command)
+            return arguments.run_command(arguments)
+        with processes.joined() as world:
+            return arguments.run_command(arguments, world)
+
+    return report_errors(command, lambda text: world.show(text), lambda error, text: world.show_error(error, text))
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -40,7 +59,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("--data", required=True, type=Path, metavar="DIR", help="prepared data set")
     _add_training_arguments(pretrain, "the run's own if RUN holds one, else ntu60-xsub, the published recipe")
-    pretrain.set_defaults(run_command=_pretrain)
+    pretrain.set_defaults(run_command=_pretrain, on_several_processes=True)
 
     distill = commands.add_parser(
         "distill",
@@ -50,7 +69,7 @@ def _build_parser() -> argparse.ArgumentParser:
     distill.add_argument("--teacher", required=True, type=Path, metavar="RUN", help="folder of the pretraining run")
     distill.add_argument("--data", type=Path, metavar="DIR", help="prepared data set (default: the teacher's)")
     _add_training_arguments(distill, "the run's own if RUN holds one, else the teacher's")
-    distill.set_defaults(run_command=_distill)
+    distill.set_defaults(run_command=_distill, on_several_processes=True)
 
     add_evaluate_parser(commands)
     _add_demo_parser(commands)
@@ -92,23 +111,24 @@ def _add_training_arguments(parser: argparse.ArgumentParser, default_config: str
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as batch_size=64")
 
 
-def _pretrain(arguments: argparse.Namespace) -> int:
+def _pretrain(arguments: argparse.Namespace, world: World) -> int:
     from ikem_fast import engine
 
-    engine.refuse_distributed()
-    config = engine.load_config(_config_source(arguments), arguments.overrides, "pretrain")
+    config = world.from_writer(lambda: engine.load_config(_config_source(arguments), arguments.overrides, "pretrain"))
     engine.pretrain(arguments.data, arguments.out, config, restart=arguments.restart, progress=not arguments.quiet)
-    return _report_end(arguments.out)
+    return _report_end(arguments.out, world)
 
 
-def _distill(arguments: argparse.Namespace) -> int:
+def _distill(arguments: argparse.Namespace, world: World) -> int:
     from ikem_fast import engine
 
-    engine.refuse_distributed()
-    source = _config_source(arguments)
-    if source is None:
-        source = engine.load_run(arguments.teacher)[1]["config"]
-    config = engine.load_config(source, arguments.overrides, "distill")
+    def load_config() -> engine.Config:
+        source = _config_source(arguments)
+        if source is None:
+            source = engine.checkpoints.load_of_run(arguments.teacher)["config"]
+        return engine.load_config(source, arguments.overrides, "distill")
+
+    config = world.from_writer(load_config)
     engine.distill(
         arguments.data,
         arguments.teacher,
@@ -117,7 +137,7 @@ def _distill(arguments: argparse.Namespace) -> int:
         restart=arguments.restart,
         progress=not arguments.quiet,
     )
-    return _report_end(arguments.out)
+    return _report_end(arguments.out, world)
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
@@ -136,18 +156,21 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 def _config_source(arguments: argparse.Namespace) -> Any:
     """What ``--config`` names; without it the configuration of the run that is to be continued, if there is one."""
     from ikem_fast.engine import checkpoints
+    from ikem_fast.engine.world import is_restart
 
     last = arguments.out / checkpoints.FOLDER / checkpoints.LAST
-    if arguments.config is None and last.is_file() and not arguments.restart:
+    if arguments.config is None and last.is_file() and (not arguments.restart or is_restart()):
         return checkpoints.load(last)["config"]
     return arguments.config
 
 
-def _report_end(run: Path) -> int:
+def _report_end(run: Path, world: World) -> int:
     from ikem_fast.engine import checkpoints
 
     last = run / checkpoints.FOLDER / checkpoints.LAST
-    print(f"done: {checkpoints.describe(last, checkpoints.load(last))}")
+    described = world.on_writer(lambda: checkpoints.describe(last, checkpoints.load(last)))
+    if world.is_writer:
+        print(f"done: {described}")
     return 0
 
 

@@ -73,7 +73,7 @@ def save(path: Path, checkpoint: Mapping[str, Any]) -> None:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else _first_line(error)
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(error)
         raise CheckpointError(f"cannot write checkpoint {path}: {reason}{_usable_beside(path)}") from error
 
 
@@ -146,7 +146,7 @@ def _load(path: Path) -> dict[str, Any]:
         TypeError,
     ) as error:
         # Bytes that are no torch archive fail in as many ways as there are bytes.
-        raise CheckpointError(f"checkpoint {path} is damaged or cut short: {_first_line(error)}") from error
+        raise CheckpointError(f"checkpoint {path} is damaged or cut short: {first_line(error)}") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path} was not written by this package's training commands")
     if checkpoint.get("format_version") != FORMAT_VERSION:
@@ -188,8 +188,21 @@ def _usable_beside(path: Path) -> str:
     return usable if other.name == LAST else f"{usable}: copy it to {path.parent / LAST} to go on from there"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def load_of_run(run_folder: str | Path) -> dict[str, Any]:
+    """The last checkpoint of a run.
+
+    Raises:
+        CheckpointError: the folder holds no run or its checkpoint is unusable.
+    """
+    path = Path(run_folder) / FOLDER / LAST
+    if not path.is_file():
+        raise CheckpointError(f"{run_folder} holds no run: {path} does not exist{_usable_beside(path)}")
+    return load(path)
 
 
 def load_run(run_folder: str | Path) -> tuple[methods.IKEM | methods.RelationalDistillation, dict[str, Any]]:
@@ -198,13 +211,8 @@ def load_run(run_folder: str | Path) -> tuple[methods.IKEM | methods.RelationalD
     Raises:
         CheckpointError: the folder holds no run or its checkpoint is unusable.
     """
-    run_folder = Path(run_folder)
-    path = run_folder / FOLDER / LAST
-    if not path.is_file():
-        raise CheckpointError(f"{run_folder} holds no run: {path} does not exist{_usable_beside(path)}")
-    checkpoint = load(path)
-    method = build_method(path, checkpoint)
-    return method.eval(), checkpoint
+    checkpoint = load_of_run(run_folder)
+    return build_method(Path(run_folder) / FOLDER / LAST, checkpoint).eval(), checkpoint
 
 
 def build_method(path: Path, checkpoint: Mapping[str, Any]) -> methods.IKEM | methods.RelationalDistillation:

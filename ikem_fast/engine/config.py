@@ -2,9 +2,9 @@
 
 One file serves all commands. ``model``, ``augmentation``, ``fidelity`` and ``quirks`` describe the method;
 ``pretrain``, ``distill`` and ``linear``, ``knn``, ``finetune``, ``semi`` and ``retrieval`` the recipe of the command of
-that name, ``evaluation`` what all evaluations have in common; ``storage`` says where clips lie in training, ``logging``
-what a run writes down. A file need only give what differs from the defaults below (the published recipe) or from the
-preset or file that its ``base`` names.
+that name, ``evaluation`` what all evaluations have in common; ``storage`` says where clips lie in training,
+``distributed`` how processes share a run, ``logging`` what a run writes down. A file need only give what differs from
+the defaults below (the published recipe) or from the preset or file that its ``base`` names.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ DEFAULT_PRESET = "ntu60-xsub"
 EVALUATION_SECTIONS = ("linear", "knn", "finetune", "semi", "retrieval")
 COMMANDS = ("pretrain", "distill", *EVALUATION_SECTIONS)
 _SCHEDULED_SECTIONS = ("pretrain", "distill", "linear", "finetune", "semi")
+BATCH_STATISTICS = ("synchronised", "per_rank")
+QUEUES = ("whole", "sharded")
 
 
 class ConfigError(ValueError):
@@ -81,6 +83,15 @@ class StorageConfig:
 
 
 @dataclass
+class DistributedConfig:
+    """How processes that ``torchrun`` starts share a run (docs/distributed.md)."""
+
+    batch_statistics: str = "synchronised"  # over the clips of all processes; per_rank = over each one's own
+    queue: str = "whole"  # on every process; sharded = each keeps an equal part of the columns; same results
+    timeout_minutes: float = 10.0  # a process that does not take part in a step for so long is given up
+
+
+@dataclass
 class QuirksConfig:
     """Where paper and release differ (docs/method.md); null leaves the choice to ``fidelity``."""
 
@@ -101,8 +112,10 @@ class PretrainConfig:
 
     epochs: int = 300
     cross_epoch: int | None = 151  # first epoch of stage 2; null = stage 1 throughout
-    batch_size: int = 128
+    batch_size: int = 128  # clips of a step, on all processes together
+    accumulate_steps: int = 1  # parts that a process takes its clips of a step in; each has batch statistics of its own
     learning_rate: float = 0.1
+    reference_batch_size: int | None = None  # the rate is for this batch size, and grows with batch_size; null = as is
     milestones: list[int] = field(default_factory=lambda: [250])  # the rate falls after each of these epochs
     gamma: float = 0.1  # by this factor
     sgd_momentum: float = 0.9
@@ -116,7 +129,9 @@ class DistillConfig:
 
     epochs: int = 150
     batch_size: int = 128
+    accumulate_steps: int = 1
     learning_rate: float = 0.1
+    reference_batch_size: int | None = None
     milestones: list[int] = field(default_factory=lambda: [125])
     gamma: float = 0.1
     sgd_momentum: float = 0.9
@@ -220,6 +235,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     quirks: QuirksConfig = field(default_factory=QuirksConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -245,7 +261,7 @@ def _leaf_types(cls: type, prefix: str = "") -> dict[str, Any]:
 
 _LEAVES = _leaf_types(Config)
 _SECTIONS = tuple(f.name for f in dataclasses.fields(Config) if f"{f.name}" not in _LEAVES)
-_SHARED_SECTIONS = ("model", "augmentation", "storage", "quirks", "logging")
+_SHARED_SECTIONS = ("model", "augmentation", "storage", "distributed", "quirks", "logging")
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -531,6 +547,22 @@ def validate(config: Config) -> None:
     need("storage.place", config.storage.place in PLACES, f"one of {', '.join(PLACES)}")
     need("storage.dtype", config.storage.dtype in ("float32", "float16"), "float32 or float16")
 
+    distributed = config.distributed
+    for key, values in (("batch_statistics", BATCH_STATISTICS), ("queue", QUEUES)):
+        need(f"distributed.{key}", getattr(distributed, key) in values, f"one of {', '.join(values)}")
+    in_range("distributed.timeout_minutes", distributed.timeout_minutes, 0, open_low=True)
+
+    for name in ("pretrain", "distill"):
+        section = getattr(config, name)
+        in_range(f"{name}.accumulate_steps", section.accumulate_steps, 1)
+        need(
+            f"{name}.batch_size",
+            section.batch_size % section.accumulate_steps == 0,
+            f"a multiple of {name}.accumulate_steps = {section.accumulate_steps}",
+        )
+        if section.reference_batch_size is not None:
+            in_range(f"{name}.reference_batch_size", section.reference_batch_size, 1)
+
     for name in _SCHEDULED_SECTIONS:
         section = getattr(config, name)
         in_range(f"{name}.epochs", section.epochs, 1)
@@ -643,8 +675,11 @@ def save_config(config: Config, path: Path, header: str = "") -> None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Full path -> (old, new) of every value in which two configurations, as plain values, differ."""
-    first = dict(_flatten(old, "the old configuration"))
+    """Full path -> (old, new) of every value in which two configurations, as plain values, differ.
+
+    What the old one, of an earlier version, does not have yet had the default's effect.
+    """
+    first = {**dict(_flatten(to_dict(Config()), "")), **dict(_flatten(old, "the old configuration"))}
     second = dict(_flatten(new, "the new configuration"))
     keys = [key for key in _LEAVES if first.get(key) != second.get(key)]
     return {key: (first.get(key), second.get(key)) for key in keys}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,14 @@ from ikem_fast.engine.config import (
     Config,
     differences,
     load_config,
-    resolve_device,
     resolve_quirks,
     save_config,
     to_dict,
     validate,
 )
-from ikem_fast.engine.loop import count_steps, train
+from ikem_fast.engine.loop import clips_of_statistics, count_steps, train
 from ikem_fast.engine.run_log import LOG_NAME, TENSORBOARD_FOLDER
+from ikem_fast.engine.world import World, is_restart, joined
 from ikem_fast.methods import IKEM, RelationalDistillation
 
 CONFIG_NAME = "config.yaml"
@@ -39,6 +38,7 @@ CONFIG_NAME = "config.yaml"
 _MAY_CHANGE = (
     *("max_steps", "device", "threads", "capture", "logging.", "evaluation."),
     *(f"{section}." for section in EVALUATION_SECTIONS),
+    *("distributed.queue", "distributed.timeout_minutes"),
 )
 
 
@@ -51,13 +51,14 @@ def pretrain(
 ) -> Path:
     """Pretrains IKEM on the training split of a prepared folder (docs/method.md sections 5 and 6).
 
-    A run folder that already holds a checkpoint is continued if data and configuration agree with it.
+    A run folder that already holds a checkpoint is continued if data and configuration agree with it. Under
+    ``torchrun`` all processes train one run together (docs/distributed.md).
 
     Args:
         data_folder: what ``python -m ikem_fast.data prepare`` wrote.
         out: the run folder; made if it does not exist.
         config: see ``ikem_fast.engine.config.load_config``.
-        restart: delete the run that the folder holds and start over.
+        restart: delete the run that the folder holds and start over; not in a process that ``torchrun`` restarted.
         progress: whether to show a progress bar and a line on what is run.
 
     Returns:
@@ -66,12 +67,13 @@ def pretrain(
     Raises:
         RunError: the folder holds a run that differs in configuration or data, or another process trains in it.
         ConfigError, CheckpointError, NonFiniteError, TrainingInterrupted: see ``ikem_fast.engine.loop.train``.
+        RankError: another process ended before its time, or the processes do not fit together.
     """
-    refuse_distributed()
     validate(config)
     out = Path(out)
-    clip_set = ClipSet.open(data_folder)
-    _run(out, "pretrain", config, clip_set, {}, lambda: _new_ikem(clip_set, config), restart, progress)
+    with joined() as world:
+        clip_set = ClipSet.open(data_folder)
+        _run(out, "pretrain", config, clip_set, {}, lambda: _new_ikem(clip_set, config), restart, progress, world)
     return out
 
 
@@ -101,9 +103,23 @@ def distill(
         RunError, CheckpointError: the teacher's run is missing or no pretraining, or its encoders do not fit the
             configuration or the data; and as ``pretrain``.
     """
-    refuse_distributed()
     out, teacher_run = Path(out), Path(teacher_run)
-    teacher, teacher_checkpoint = checkpoints.load_run(teacher_run)
+    with joined() as world:
+        _distill(data_folder, teacher_run, out, config, restart, progress, world)
+    return out
+
+
+def _distill(
+    data_folder: str | Path | None,
+    teacher_run: Path,
+    out: Path,
+    config: Config | None,
+    restart: bool,
+    progress: bool,
+    world: World,
+) -> None:
+    teacher_checkpoint = world.from_writer(lambda: checkpoints.load_of_run(teacher_run))
+    teacher = checkpoints.build_method(teacher_run / checkpoints.FOLDER / checkpoints.LAST, teacher_checkpoint).eval()
     if not isinstance(teacher, IKEM):
         kind = teacher_checkpoint["kind"]
         raise RunError(f"teacher must be a run of 'pretrain', got {teacher_run}, a run of {kind!r}")
@@ -120,8 +136,7 @@ def distill(
             f"and {of_teacher} in {teacher_run}"
         )
     extra = {"teacher": {"run": str(teacher_run.resolve()), "step": teacher_checkpoint["step"]}}
-    _run(out, "distill", config, clip_set, extra, lambda: _new_distillation(teacher, config), restart, progress)
-    return out
+    _run(out, "distill", config, clip_set, extra, lambda: _new_distillation(teacher, config), restart, progress, world)
 
 
 def _new_ikem(clip_set: ClipSet, config: Config) -> IKEM:
@@ -162,12 +177,13 @@ def _run(
     new_method: Callable[[], IKEM | RelationalDistillation],
     restart: bool,
     progress: bool,
+    world: World,
 ) -> None:
     # Whatever can be found wrong is found before a file is made, and before a run that is there is deleted.
     train_set = clip_set.split("train")
     test_set = clip_set.split("test") if "test" in set(clip_set.splits) else None
-    count_steps(train_set, kind, config)
-    resolve_device(config)
+    count_steps(train_set, kind, config, world.size)
+    world.device(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = {
@@ -177,24 +193,25 @@ def _run(
         # So that the run can be used on recordings when the folder is gone.
         "preparation": Preparation.of_clips(clip_set).to_dict(),
     }
+    for rank, of_rank in enumerate(world.gather_all(data["fingerprint"])):
+        if of_rank != data["fingerprint"]:
+            raise RunError(f"all ranks must have the same clips, got others in {data['folder']} on rank {rank}")
     randomness.seed_everything(config.seed)
     method = new_method()
+    if config.distributed.queue == "sharded" and method.queue_size % world.size:
+        raise RunError(
+            f"queues of {method.queue_size} keys cannot be shared equally by {world.size} processes: choose another "
+            "queue_size or distributed.queue=whole"
+        )
+    if restart and is_restart():
+        restart = False
+        world.show(f"--restart was for the first attempt: this one goes on with what {out} holds")
 
-    with _locked(out):
-        checkpoint = None if restart else _checkpoint_to_continue(out, kind, config, data, extra)
-        header = f"Resolved configuration of: {kind} on {data['folder']}"
-        if "teacher" in extra:
-            header += f", taught by {extra['teacher']['run']}"
-        try:
-            if checkpoint is None:
-                _clear(out)
-            for leftover in (out / checkpoints.FOLDER).glob(".*.tmp"):
-                leftover.unlink()  # of a checkpoint that a killed process did not finish writing
-            save_config(config, out / CONFIG_NAME, header)
-        except OSError as error:
-            raise RunError(f"run folder {out} cannot be written: {error.strerror or error}") from error
-        if progress:
-            _announce(out, kind, config, method, train_set, checkpoint)
+    with ExitStack() as stack:
+        world.on_writer(lambda: stack.enter_context(_locked(out)))
+        checkpoint = world.from_writer(lambda: _open_folder(out, kind, config, data, extra, restart, world.size))
+        if progress and world.is_writer:
+            _announce(out, kind, config, method, train_set, checkpoint, world.size)
         train(
             method,
             train_set,
@@ -205,18 +222,51 @@ def _run(
             checkpoint=checkpoint,
             extra={"data": data, **extra},
             progress=progress,
+            world=world,
         )
 
 
+def _open_folder(
+    out: Path,
+    kind: str,
+    config: Config,
+    data: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    restart: bool,
+    num_ranks: int,
+) -> dict[str, Any] | None:
+    """The checkpoint to go on from, if any; the folder is ready for the run then."""
+    checkpoint = None if restart else _checkpoint_to_continue(out, kind, config, data, extra, num_ranks)
+    header = f"Resolved configuration of: {kind} on {data['folder']}"
+    if "teacher" in extra:
+        header += f", taught by {extra['teacher']['run']}"
+    try:
+        if checkpoint is None:
+            _clear(out)
+        for leftover in (out / checkpoints.FOLDER).glob(".*.tmp"):
+            leftover.unlink()  # of a checkpoint that a killed process did not finish writing
+        save_config(config, out / CONFIG_NAME, header)
+    except OSError as error:
+        raise RunError(f"run folder {out} cannot be written: {error.strerror or error}") from error
+    return checkpoint
+
+
 def _announce(
-    out: Path, kind: str, config: Config, method: torch.nn.Module, train_set: ClipSet, checkpoint: Any
+    out: Path,
+    kind: str,
+    config: Config,
+    method: torch.nn.Module,
+    train_set: ClipSet,
+    checkpoint: Any,
+    num_ranks: int,
 ) -> None:
     batch_size = getattr(config, kind).batch_size
     trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     start = f"going on after epoch {checkpoint['epoch']}, step {checkpoint['step']}" if checkpoint else "new run"
     print(
         f"{kind}: {len(train_set)} clips, {len(train_set) // batch_size} steps of {batch_size} an epoch, "
-        f"{trained / 1e6:.2f} M trained parameters, {start}, in {out}",
+        f"{trained / 1e6:.2f} M trained parameters, {start}, in {out}"
+        + (f", on {num_ranks} processes" if num_ranks > 1 else ""),
         file=sys.stderr,
         flush=True,
     )
@@ -234,7 +284,7 @@ def fingerprint(clip_set: ClipSet) -> str:
 
 
 def _checkpoint_to_continue(
-    out: Path, kind: str, config: Config, data: Mapping[str, Any], extra: Mapping[str, Any]
+    out: Path, kind: str, config: Config, data: Mapping[str, Any], extra: Mapping[str, Any], num_ranks: int
 ) -> dict[str, Any] | None:
     """The run's last checkpoint if there is one and it agrees with what is asked for; None for a new run."""
     folder = out / checkpoints.FOLDER
@@ -247,7 +297,7 @@ def _checkpoint_to_continue(
         wrong.append(f"the command is {kind}, not {checkpoint['kind']}")
     else:
         for key, (old, new) in differences(checkpoint["config"], to_dict(config)).items():
-            if not _change_is_harmless(key, new, kind, checkpoint):
+            if not _change_is_harmless(key, new, kind, checkpoint, config, num_ranks):
                 wrong.append(f"{key} is {new!r}, not {old!r}")
         if data["fingerprint"] != checkpoint["data"].get("fingerprint"):
             wrong.append(f"the clips of {data['folder']} are not those of {checkpoint['data'].get('folder')}")
@@ -263,10 +313,17 @@ def _checkpoint_to_continue(
     )
 
 
-def _change_is_harmless(key: str, new: Any, kind: str, checkpoint: Mapping[str, Any]) -> bool:
+def _change_is_harmless(
+    key: str, new: Any, kind: str, checkpoint: Mapping[str, Any], config: Config, num_ranks: int
+) -> bool:
     other = "distill." if kind == "pretrain" else "pretrain."
     if key.startswith((*_MAY_CHANGE, other)):
         return True
+    if key == f"{kind}.accumulate_steps":
+        # The same parts of a batch may be one process's one after another or those of several at a time.
+        ranks_before = 1 + len(checkpoint.get("random_states_of_other_ranks", []))
+        before = clips_of_statistics(load_config(checkpoint["config"]), kind, ranks_before)
+        return clips_of_statistics(config, kind, num_ranks) == before
     # More epochs, or fewer that are not over yet, change nothing in those that were.
     return key == f"{kind}.epochs" and new >= checkpoint["epoch"]
 
@@ -297,10 +354,3 @@ def _locked(out: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise RunError(f"another process is training in {out}: wait for it or give another --out") from error
         yield
-
-
-def refuse_distributed() -> None:
-    """Raises under ``torchrun`` with more than one process, which would train as many separate runs."""
-    world_size = os.environ.get("WORLD_SIZE", "1")
-    if world_size.strip() not in ("", "1"):
-        raise RunError(f"this version trains on one process, got WORLD_SIZE={world_size}: start it without torchrun")
