@@ -44,6 +44,29 @@ def test_published_recipe(name):
     assert config == configuration.Config()
 
 
+def test_how_processes_share_a_run():
+    config = load_config(None, ["queue=sharded", "batch_statistics=per_rank", "pretrain.accumulate_steps=4"])
+    assert (config.distributed.queue, config.distributed.batch_statistics) == ("sharded", "per_rank")
+    for override, message in (
+        ("distributed.queue=half", r"distributed\.queue must be one of whole, sharded, got 'half'"),
+        ("batch_statistics=own", r"distributed\.batch_statistics must be one of synchronised, per_rank, got 'own'"),
+        ("timeout_minutes=0", r"distributed\.timeout_minutes must be above 0, got 0"),
+        ("pretrain.accumulate_steps=3", r"pretrain\.batch_size must be a multiple of pretrain\.accumulate_steps = 3"),
+        ("distill.accumulate_steps=0", r"distill\.accumulate_steps must be at least 1, got 0"),
+        ("distill.reference_batch_size=0", r"distill\.reference_batch_size must be at least 1, got 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(None, [override])
+
+
+def test_what_an_older_configuration_lacks_is_no_difference():
+    new = configuration.to_dict(load_config())
+    old = {key: value for key, value in new.items() if key != "distributed"}
+    assert configuration.differences(old, new) == {}
+    changed = configuration.to_dict(load_config(None, ["queue=sharded"]))
+    assert configuration.differences(old, changed) == {"distributed.queue": ("whole", "sharded")}
+
+
 def test_queues_of_small_sets_are_no_longer_than_the_set():
     assert load_config("nw-ucla").model.queue_size <= 1020
     assert load_config("utd-mhad").model.queue_size <= 431

@@ -296,17 +296,6 @@ def test_two_processes_in_one_folder_are_refused(run, clips):
             engine.pretrain(clips, run, tiny_config(), progress=False)
 
 
-def test_several_processes_are_refused(clips, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for train in (
-        lambda: engine.pretrain(clips, tmp_path / "run", tiny_config()),
-        lambda: engine.distill(clips, tmp_path / "teacher", tmp_path / "run", tiny_config()),
-    ):
-        with pytest.raises(engine.RunError, match="trains on one process, got WORLD_SIZE=2"):
-            train()
-    assert not (tmp_path / "run").exists()
-
-
 def test_student_of_a_student_is_refused(run, clips, tmp_path):
     student = engine.distill(None, run, tmp_path / "student", tiny_config("max_steps=1"), progress=False)
     with pytest.raises(engine.RunError, match=r"teacher must be a run of 'pretrain', got .*a run of 'distill'"):

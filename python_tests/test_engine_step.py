@@ -177,14 +177,14 @@ def check_note(run, expected_run, reason):
 
 
 def test_capture_that_fails_is_noted_once(uncaptured, clips, tmp_path, graphs, monkeypatch, capsys):
-    original = IKEM.losses
+    original = IKEM.contrast
 
-    def losses(self, *arguments):
+    def contrast(self, *arguments):
         step = original(self, *arguments)
         step.total.item()
         return step
 
-    monkeypatch.setattr(IKEM, "losses", losses)
+    monkeypatch.setattr(IKEM, "contrast", contrast)
     config = tiny_config(*LONG, "logging.tensorboard=true")
     run = engine.pretrain(clips, tmp_path / "run", config, progress=True)
     check_note(run, uncaptured / "teacher", "operation not permitted when stream is capturing")
@@ -267,6 +267,29 @@ def test_step_is_what_it_is_made_of(sgd_momentum):
         torch.testing.assert_close(values, torch.stack([*expected.losses.values(), *expected.accuracies.values()]))
     for (name, ours), theirs in zip(modules[0].state_dict().items(), modules[1].state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_captured_steps_in_parts_equal_uncaptured(graphs, monkeypatch):
+    clips, num_frames = stored()
+    modules = [small_trainers.ikem(modalities=("joint", "bone"), dropout=0.3) for _ in range(2)]
+    captured = training_step(modules[0])
+    monkeypatch.undo()
+    values = []
+    for step in (captured, training_step(modules[1])):
+        torch.manual_seed(2)
+        values.append([])
+        for number in range(WARM_UP_STEPS + 3):
+            step.begin_epoch(number + 1, "single", 0.01)
+            parts = [resident(clips, num_frames, [number, 4]), resident(clips, num_frames, [2, 7])]
+            values[-1].append(step(*parts).values)
+    assert (graphs.captures, graphs.replays) == (1, 3)
+    for ours, expected in zip(*values, strict=True):
+        assert torch.equal(ours, expected)
+    for ours, expected in zip(*(module.state_dict().values() for module in modules), strict=True):
+        assert torch.equal(ours, expected)
+    for parts in ([resident(clips, num_frames, [1, 4, 2, 7])], [resident(clips, num_frames, [1])] * 4):
+        captured(*parts)
+    assert graphs.captures == 1  # other parts warm up anew
 
 
 def test_optimizer_state_of_any_sgd_is_taken():
@@ -354,16 +377,16 @@ def test_gpu_captured_run_equals_uncaptured(clips, tmp_path, place):
 @pytest.mark.parametrize("rehearsed", [True, False])
 def test_gpu_run_goes_on_where_its_steps_cannot_be_captured(clips, tmp_path, monkeypatch, rehearsed):
     """An operator waits for the device: found before the capture, or by it. Random numbers go on as ever."""
-    original = IKEM.losses
+    original = IKEM.contrast
 
-    def losses(self, *arguments):
+    def contrast(self, *arguments):
         step = original(self, *arguments)
         step.total.item()
         return step
 
     config = (*LONG, "device=cuda", "learning_rate=0.002")
     expected = engine.pretrain(clips, tmp_path / "expected", tiny_config(*config, "capture=false"), progress=False)
-    monkeypatch.setattr(IKEM, "losses", losses)
+    monkeypatch.setattr(IKEM, "contrast", contrast)
     if not rehearsed:
         monkeypatch.setattr(CudaGraphs, "rehearse", lambda self, function: (self.warm_up(function), None))
     run = engine.pretrain(clips, tmp_path / "run", tiny_config(*config), progress=False)

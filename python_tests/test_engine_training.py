@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from engine_helpers import NUM_TRAIN, assert_same_run, comparable_log, tiny_config
@@ -15,7 +16,7 @@ from engine_helpers import NUM_TRAIN, assert_same_run, comparable_log, tiny_conf
 from ikem_fast import engine
 from ikem_fast.data import DataError
 from ikem_fast.engine import checkpoints, randomness
-from ikem_fast.engine.loop import learning_rate, stage_of
+from ikem_fast.engine.loop import learning_rate, parts_of_batch, stage_of
 from ikem_fast.engine.run_log import read_log
 from ikem_fast.methods import IKEM, RelationalDistillation, StepLosses
 from ikem_fast.ops import draw_views
@@ -39,7 +40,7 @@ def straight_student(clips, straight_run, tmp_path_factory):
 
 def interfere(monkeypatch, method_class, at_call, action):
     """Calls ``action`` inside the forward pass of the ``at_call``-th step from now on."""
-    original, calls = method_class.losses, 0
+    original, calls = method_class.contrast, 0
 
     def wrapped(self, *arguments, **options):
         nonlocal calls
@@ -47,7 +48,7 @@ def interfere(monkeypatch, method_class, at_call, action):
         losses = original(self, *arguments, **options)
         return action(losses) if calls == at_call else losses
 
-    monkeypatch.setattr(method_class, "losses", wrapped)
+    monkeypatch.setattr(method_class, "contrast", wrapped)
 
 
 def terminate(losses):
@@ -103,6 +104,20 @@ def test_stages_and_learning_rate():
     assert stage_of("distill", section, 1) == "distill"
 
 
+def test_learning_rate_grows_with_the_batch():
+    section = engine.load_config(None, ["pretrain.batch_size=512", "pretrain.reference_batch_size=128"]).pretrain
+    assert [learning_rate(section, epoch) for epoch in (1, 251)] == pytest.approx([0.4, 0.04])
+    section.reference_batch_size = None
+    assert learning_rate(section, 1) == 0.1
+
+
+def test_ranks_and_parts_share_a_batch_in_order():
+    batch = np.arange(24)[::-1]
+    parts = [parts_of_batch(batch, rank, 3, 2) for rank in range(3)]
+    assert np.array_equal(np.concatenate([part for of_rank in parts for part in of_rank]), batch)
+    assert {part.shape for of_rank in parts for part in of_rank} == {(4,)}
+
+
 def test_order_of_clips_depends_on_seed_and_epoch_alone():
     first = randomness.epoch_order(100, 3, 5)
     torch.rand(7)
@@ -119,13 +134,13 @@ def test_views_of_a_step_differ_and_every_clip_comes_once_an_epoch(clips, tmp_pa
         seen.append(samples.tolist())
         return draw_views(seed, epoch, samples, *arguments)
 
-    def losses(self, view_q, view_k, stage):
+    def contrast(self, view_q, view_k, *_):
         views.append((view_q.views.clone(), view_k.views.clone()))
         total = sum(p.sum() for p in self.query_encoders.parameters()) * 0.0
-        return StepLosses(total, {"single/joint": total.detach()}, {})
+        return StepLosses(total, {"single/joint": total.detach()}, {}, torch.zeros(2, 4, self.embedding_size))
 
     monkeypatch.setattr(engine.step, "draw_views", draw)
-    monkeypatch.setattr(IKEM, "losses", losses)
+    monkeypatch.setattr(IKEM, "contrast", contrast)
     config = tiny_config("pretrain.cross_epoch=null", "knn_every_epochs=0", f"max_steps={STEPS_PER_EPOCH}")
     engine.pretrain(clips, tmp_path / "run", config, progress=False)
     assert [len(indices) for indices in seen] == [4] * STEPS_PER_EPOCH
@@ -323,14 +338,35 @@ def test_progress_bar_shows_losses_and_speed(clips, tmp_path, capsys):
 def test_random_state_of_every_generator_is_kept():
     import random
 
-    import numpy as np
-
     state = json.loads(json.dumps(randomness.random_state(), default=lambda tensor: tensor.tolist()))
     assert set(state) == {"torch", "cuda", "numpy", "python"}
     kept = randomness.random_state()
     drawn = (random.random(), np.random.rand(), torch.rand(3).tolist())
     randomness.set_random_state(kept)
     assert drawn == (random.random(), np.random.rand(), torch.rand(3).tolist())
+
+
+def test_random_numbers_of_ranks_differ_and_repeat():
+    drawn = []
+    for key in ((7, 0, 0), (7, 0, 1), (7, 5, 1), (8, 0, 1), (7, 0, 1)):
+        randomness.seed_rank(*key)
+        drawn.append((torch.rand(1).item(), np.random.rand()))
+    assert drawn[1] == drawn[4]
+    assert len(set(drawn)) == 4
+
+
+def test_step_in_parts_is_logged_as_one(clips, tmp_path):
+    """And a run goes on in the middle of an epoch of such steps."""
+    config = ("pretrain.accumulate_steps=2", "model.dropout=0.3")
+    straight = engine.pretrain(clips, tmp_path / "straight", tiny_config(*config), progress=False)
+    checkpoint = checkpoints.load(straight / "checkpoints" / "last.pt")
+    assert (checkpoint["step"], int(checkpoint["model"]["queue_pointer"])) == (8, 8 * 4 % 12)
+    pieces = tmp_path / "pieces"
+    engine.pretrain(clips, pieces, tiny_config(*config, "max_steps=3"), progress=False)
+    with pytest.raises(engine.RunError, match=r"pretrain\.accumulate_steps is 1, not 2"):
+        engine.pretrain(clips, pieces, tiny_config("model.dropout=0.3"), progress=False)
+    engine.pretrain(clips, pieces, tiny_config(*config), progress=False)
+    assert_same_run(pieces, straight)
 
 
 def test_long_gradients_are_shortened(clips, tmp_path):

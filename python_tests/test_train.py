@@ -100,7 +100,8 @@ def test_mistakes_are_one_line(clips, run, tmp_path, capsys, monkeypatch):
     (run / "checkpoints" / "last.pt").write_bytes(b"PK\x03\x04")
     assert_one_line_error(run_main(capsys, "distill", "--teacher", run, "--out", tmp_path / "new"), "previous.pt")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert_one_line_error(run_main(capsys, *pretrain), "WORLD_SIZE=4")
+    assert_one_line_error(run_main(capsys, *pretrain), "WORLD_SIZE is set without RANK: start", "with torchrun")
+    assert_one_line_error(run_main(capsys, "evaluate", "knn", "--run", run), "evaluate runs on one process", "SIZE=4")
 
 
 @pytest.mark.parametrize(
