@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import tempfile
@@ -45,6 +46,11 @@ def atomic_open(path: str | Path, mode: str = "w", *, durable: bool = True) -> I
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def leftovers(folder: str | Path, *names: str) -> list[Path]:
+    """What processes that were killed while they wrote files of these names left in a folder: beginnings of them."""
+    return [path for name in names for path in Path(folder).glob(f".{glob.escape(name)}.*.tmp")]
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 # Before anything imports matplotlib: tests run without a display.
@@ -15,6 +16,10 @@ import torch
 
 import ikem_fast
 from ikem_fast import _extension
+
+# Registers the profiles that --hypothesis-profile names. Only the fuzz tests need Hypothesis; they are left out without.
+with suppress(ModuleNotFoundError):
+    import fuzzing  # noqa: F401
 
 
 def pytest_configure(config):

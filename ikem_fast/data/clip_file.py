@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ikem_fast.data.clip_set import CLIPS_FILE, ClipSet
+from ikem_fast.data.clip_set import CLIPS_FILE, ClipSet, check_finite
 from ikem_fast.data.readers import DataError
 
 _CHUNK_BYTES = 2**22
@@ -62,7 +62,7 @@ class ClipFile:
             out: (B, 3, T, V, M) float32 or float16 on the host, contiguous; written.
 
         Raises:
-            DataError: the file is cut off or cannot be read, or a coordinate is beyond float16's 65504.
+            DataError: the file is cut off or cannot be read, or a coordinate is not finite or beyond float16's 65504.
         """
         for start in range(0, len(rows), self.chunk_size):
             chunk_rows, chunk = rows[start : start + self.chunk_size], out[start : start + self.chunk_size]
@@ -92,6 +92,7 @@ class ClipFile:
                 self._fill([targets[number] for number in run], start)
         except OSError as error:
             raise DataError(f"{self.path}: {error.strerror}") from error
+        check_finite(self.path, rows, out)
 
     def _fill(self, targets: list[np.ndarray], position: int) -> None:
         """Reads bytes from a position of the file on until all targets are full; one call may give fewer."""
@@ -112,9 +113,8 @@ class ClipFile:
     def _check_range(self, rows: np.ndarray, clips: np.ndarray) -> None:
         if clips.min() >= -_FLOAT16_MAX and clips.max() <= _FLOAT16_MAX:
             return
-        beyond = np.argwhere(np.abs(clips) > _FLOAT16_MAX)  # none where the comparisons failed for NaN
-        if len(beyond):
-            raise DataError(
-                f"{self.path}: coordinates must be at most {_FLOAT16_MAX:g} m to be stored as float16, got "
-                f"{clips[tuple(beyond[0])]:g} in row {rows[beyond[0, 0]]}: dtype must be float32"
-            )
+        beyond = np.argwhere(np.abs(clips) > _FLOAT16_MAX)
+        raise DataError(
+            f"{self.path}: coordinates must be at most {_FLOAT16_MAX:g} m to be stored as float16, got "
+            f"{clips[tuple(beyond[0])]:g} in row {rows[beyond[0, 0]]}: dtype must be float32"
+        )

@@ -31,6 +31,9 @@ SAMPLE_COLUMNS = (
     *("num_frames", "valid_frames", "split"),  # from its content, and from the protocol
 )
 SPLITS = ("train", "test")
+# Far beyond what recordings have; a damaged table must neither fill the memory nor overflow.
+_MAX_CELL = 1000
+_MAX_NUMBER = 2**31 - 1
 
 
 @dataclass
@@ -231,12 +234,16 @@ class ClipSet:
             indices: B positions, 0 to ``len(self) - 1``.
             device: where the tensors shall be.
             file_frame_count: ``num_frames`` is the file's F; otherwise L, the frames the clip was made of (quirk Q6).
+
+        Raises:
+            DataError: a coordinate is not finite: the file was damaged.
         """
         indices = self.check_indices(indices)
         num_frames = self.num_frames if file_frame_count else self.valid_frames
-        clips = self.file_clips[self.rows[indices]]
+        clips = np.ascontiguousarray(self.file_clips[self.rows[indices]])
+        check_finite(self.folder / CLIPS_FILE, self.rows[indices], clips)
         batch = Batch(
-            clips=torch.from_numpy(np.ascontiguousarray(clips if self.fitting is None else self.fitting(clips))),
+            clips=torch.from_numpy(clips if self.fitting is None else np.ascontiguousarray(self.fitting(clips))),
             num_frames=torch.from_numpy(num_frames[indices]),
             labels=torch.from_numpy(self.labels[indices]),
             indices=torch.from_numpy(indices),
@@ -258,6 +265,16 @@ class ClipSet:
         return array.astype(np.int64)
 
 
+def check_finite(path: Path, rows: np.ndarray, clips: np.ndarray) -> None:
+    """A DataError where a coordinate of the clips (B, 3, T, V, M) in some rows of a file is not finite."""
+    if not np.isfinite(clips).all():
+        index = tuple(np.argwhere(~np.isfinite(clips))[0])
+        raise DataError(
+            f"{path}: damaged: coordinates must be finite, as they are when they are prepared, got {clips[index]} in "
+            f"row {rows[index[0]]}: prepare the recordings again into another folder"
+        )
+
+
 def read_dataset_file(folder: Path) -> dict[str, Any]:
     """``dataset.json`` of a finished folder, its format and version checked."""
     path = folder / DATASET_FILE
@@ -265,7 +282,7 @@ def read_dataset_file(folder: Path) -> dict[str, Any]:
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise DataError(f"{path}: format must be {FORMAT!r}; this is no folder of prepared clips")
@@ -308,8 +325,8 @@ def _open_clips(path: Path, num_frames: int, num_joints: int) -> np.ndarray:
         clips = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: truncated or no .npy file: {error}") from None
+    except Exception as error:  # a damaged header makes numpy raise errors of many kinds
+        raise DataError(f"{path}: truncated or no .npy file: {error or type(error).__name__}") from None
     expected = f"(N, 3, {num_frames}, {num_joints}, M) float32 in C order"
     order = "C" if clips.flags.c_contiguous else "Fortran"
     if clips.dtype != np.dtype("<f4") or clips.ndim != 5 or order != "C":
@@ -348,9 +365,14 @@ def _read_table(path: Path, num_classes: int) -> dict[str, np.ndarray]:
 
 
 def _find_row_problem(row: dict[str, str], num_classes: int) -> str | None:
+    for column, cell in row.items():
+        if len(cell) > _MAX_CELL:
+            return f"{column} must have at most {_MAX_CELL} characters, got {len(cell)}"
+    if not row["name"] or "\0" in row["name"]:
+        return f"name must be the name of a recording, got {row['name']!r}"
     for column in ("label", "num_frames", "valid_frames"):
-        if not (row[column].isascii() and row[column].isdigit()):
-            return f"{column} must be a whole number, got {row[column]!r}"
+        if not (row[column].isascii() and row[column].isdigit() and int(row[column]) <= _MAX_NUMBER):
+            return f"{column} must be a whole number of at most {_MAX_NUMBER}, got {row[column]!r}"
     if int(row["label"]) >= num_classes:
         return f"label must be 0 to {num_classes - 1}, got {row['label']}"
     if not 1 <= int(row["valid_frames"]) <= int(row["num_frames"]):

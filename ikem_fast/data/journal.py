@@ -109,17 +109,29 @@ class ClipWriter:
             if room < 0 or outcome.name != name:
                 break
             self.outcomes.append(outcome)
-        self._journal.seek(0)
-        self._journal.truncate()
-        self._journal.write(json.dumps(parameters) + "\n" + "".join(outcome.to_line() for outcome in self.outcomes))
-        self._journal.flush()
+        self._keep_lines(json.dumps(parameters) + "\n" + "".join(outcome.to_line() for outcome in self.outcomes))
         self._clips.truncate(_HEADER_BYTES + self._clip_bytes * self.num_clips)
         self._clips.seek(0, os.SEEK_END)
+
+    def _keep_lines(self, text: str) -> None:
+        """Makes the journal's content this text, which is how it begins already where an earlier run wrote it.
+
+        Then it is only cut: were it written anew, being killed in between would lose what was done.
+        """
+        self._journal.seek(0)
+        if self._journal.read(len(text)) == text:
+            self._journal.seek(len(text.encode()))
+            self._journal.truncate()
+        else:
+            self._journal.seek(0)
+            self._journal.truncate()
+            self._journal.write(text)
+            self._journal.flush()
 
     def _read_parameters(self, line: str) -> dict[str, Any]:
         try:
             return dict(json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             path = self.folder / JOURNAL_FILE
             raise DataError(f"{path}: line 1: damaged; remove {self.folder} and begin again") from None
 
@@ -183,9 +195,16 @@ def _read_outcomes(lines: Sequence[str]) -> Iterator[Outcome]:
     """Those of the journal's lines that are whole; a power failure can leave rubbish after them."""
     for line in lines:
         try:
-            yield Outcome(*json.loads(line))
-        except (ValueError, TypeError):
+            outcome = Outcome(*json.loads(line))
+        except (ValueError, TypeError, RecursionError):
             return
+        counts = (outcome.num_frames, outcome.valid_frames)
+        smallest = 1 if outcome.error is None else 0
+        if not all(type(count) is int and count >= smallest for count in counts) or not (
+            outcome.error is None or isinstance(outcome.error, str)
+        ):
+            return
+        yield outcome
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:

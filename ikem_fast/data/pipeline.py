@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import ikem_fast
 from ikem_fast import layouts
-from ikem_fast.atomic import atomic_open, write_json
+from ikem_fast.atomic import atomic_open, leftovers, write_json
 from ikem_fast.data import readers
 from ikem_fast.data.clip_set import (
     DATASET_FILE,
@@ -40,6 +40,8 @@ from ikem_fast.layouts import Layout
 
 BAD_FILES_FILE = "bad_files.csv"
 _SHOWN_BAD_FILES = 20
+# What ``Summary`` and ``dataset.json`` call the same.
+_COUNTS = {"num_train": "train", "num_test": "test", "num_missing": "missing", "num_excluded": "excluded"}
 
 
 @dataclass
@@ -218,6 +220,8 @@ class _Job:
         clip_shape = (3, self.num_frames, self.layout.num_joints, self.reader.num_persons)
         names = [recording.sample.name for recording in self.listing.recordings]
         with ClipWriter.open(self.out, clip_shape, self.parameters(), names) as writer:
+            for begun in leftovers(self.out, BAD_FILES_FILE, SAMPLES_FILE, DATASET_FILE):
+                begun.unlink()
             num_resumed = len(writer.outcomes)
             self.check_bad_files(self.listing.unknown_files)
             self.check_bad_files(self.bad_recordings(writer.outcomes))
@@ -342,10 +346,7 @@ class _Job:
         )
         counts = {
             "clips": summary.num_clips,
-            "train": summary.num_train,
-            "test": summary.num_test,
-            "missing": summary.num_missing,
-            "excluded": summary.num_excluded,
+            **{key: getattr(summary, name) for name, key in _COUNTS.items()},
             "bad_files": len(bad_files),
         }
         write_json(
@@ -363,19 +364,31 @@ class _Job:
         metadata = read_dataset_file(self.out)
         check_same_parameters(self.out, "prepared", metadata, self.parameters())
         remove_journal(self.out)
-        with open(self.out / BAD_FILES_FILE, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))[1:]
         return Summary(
             folder=self.out,
             kind=self.reader.kind,
             protocol=self.protocol_name,
-            num_train=metadata["counts"]["train"],
-            num_test=metadata["counts"]["test"],
-            num_missing=metadata["counts"]["missing"],
-            num_excluded=metadata["counts"]["excluded"],
-            bad_files=[BadFile(file, int(line) if line else None, reason) for file, line, reason in rows],
+            bad_files=self.read_bad_files(),
             already_done=True,
+            **self.read_counts(metadata),
         )
+
+    def read_counts(self, metadata: dict[str, Any]) -> dict[str, int]:
+        """The counts of a finished folder, as ``Summary`` has them."""
+        counts = metadata.get("counts")
+        numbers = [counts.get(key) if isinstance(counts, dict) else None for key in _COUNTS.values()]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise DataError(f"{self.out / DATASET_FILE}: counts must have {', '.join(_COUNTS.values())}, got {counts!r}")
+        return dict(zip(_COUNTS, numbers, strict=True))
+
+    def read_bad_files(self) -> list[BadFile]:
+        path = self.out / BAD_FILES_FILE
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = list(csv.reader(file))[1:]
+            return [BadFile(file, int(line) if line else None, reason) for file, line, reason in rows]
+        except (ValueError, csv.Error) as error:
+            raise DataError(f"{path}: damaged: {error}") from None
 
 
 def _listed(bad_files: Sequence[BadFile]) -> str:

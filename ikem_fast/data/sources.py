@@ -65,8 +65,7 @@ def open_source(
     Args:
         clip_set: N clips.
         device: ``"cpu"`` or a CUDA device.
-        dtype: what the clips are stored as, float32 or float16 (rounded to nearest even). NaN, which preparation never
-            writes, stays NaN.
+        dtype: what the clips are stored as, float32 or float16 (rounded to nearest even).
         place: ``"resident"`` copies all clips to the device once; ``"stream"`` reads each batch from the file while
             those before it are in use; ``"auto"`` is resident if the clips take at most ``resident_share`` of the
             device's free memory.
@@ -76,7 +75,7 @@ def open_source(
     Raises:
         ValueError: an argument that is none of the above.
         DataError: ``"resident"`` with too little memory; ``clips.npy`` is gone, truncated or cannot be read, or has a
-            coordinate beyond float16's 65504 m (raised while batches are taken, in a stream).
+            coordinate that is not finite or beyond float16's 65504 m (raised while batches are taken, in a stream).
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be torch.float32 or torch.float16, got {dtype!r}")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ikem_fast.atomic import atomic_open, write_json
+from ikem_fast.atomic import atomic_open, leftovers, write_json
 from ikem_fast.data.kinematics import NUM_JOINTS, POSE_FIELDS, Body, Pose, place_joints
 from ikem_fast.data.motions import ACTIONS, Action, Timing
 from ikem_fast.data.pipeline import Summary, prepare
@@ -151,7 +151,7 @@ def _begin_folder(folder: Path, parameters: dict[str, Any]) -> None:
     if marker.exists():
         try:
             earlier = json.loads(marker.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             earlier = None
         if earlier != parameters:
             raise DataError(
@@ -159,7 +159,9 @@ def _begin_folder(folder: Path, parameters: dict[str, Any]) -> None:
                 "give another folder, or remove it"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # Of an earlier call that was killed while it wrote the marker.
+    begun = leftovers(folder, _MARKER_FILE)
+    if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - set(begun)):
         raise DataError(f"{folder} must be a new or empty folder for the synthetic recordings")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(marker, parameters)

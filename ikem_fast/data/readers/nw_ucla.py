@@ -60,7 +60,13 @@ def read(path: Path, layout: Layout) -> np.ndarray:
         skeletons = np.array(frames)
     except ValueError:
         skeletons = None
-    if skeletons is None or skeletons.dtype.kind not in "if" or skeletons.shape[1:] != (layout.num_joints, 3):
+    if (
+        skeletons is None
+        or skeletons.dtype.kind not in "if"
+        or skeletons.shape[1:] != (layout.num_joints, 3)
+        # Among numbers, numpy takes true for 1.
+        or any(isinstance(value, bool) for frame in frames for joint in frame for value in joint)
+    ):
         raise ValueError(f"'skeletons' must be (frames, {layout.num_joints}, 3) numbers")
     xyz = skeletons.astype(np.float64).transpose(2, 0, 1)[..., None]
     return check_recording(xyz)

@@ -11,7 +11,7 @@ from scipy.io import loadmat
 from ikem_fast.data.readers.base import Protocol, Reader, Sample, check_recording
 from ikem_fast.layouts import Layout
 
-_NAME = re.compile(r"a([1-9]\d*)_s([1-9]\d*)_t([1-9]\d*)_skeleton\.mat", re.ASCII)
+_NAME = re.compile(r"a([1-9]\d?)_s([1-9]\d{0,3})_t([1-9]\d{0,3})_skeleton\.mat", re.ASCII)
 
 _ACTIONS = """
 swipe left; swipe right; wave; clap; throw; arm cross; basketball shoot; draw x; draw circle clockwise;
