@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,10 @@ import torch
 import yaml
 from torch import Tensor
 
+from ikem_fast.yaml_size import check_size
+
 _BUILTIN_FOLDER = Path(__file__).parent / "skeletons"
+MAX_JOINTS = 1024
 _REQUIRED_KEYS = ("name", "joints", "bones", "center", "chest_normal")
 _OPTIONAL_KEYS = ("graph_edges", "previous_bones", "shoulders", "presence_joint", "stand_ins")
 
@@ -130,6 +133,8 @@ def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) 
     seen = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
+        if not isinstance(key, Hashable):
+            raise LayoutError(f"line {key_node.start_mark.line + 1}: a key must be a word, got a {type(key).__name__}")
         if key in seen:
             raise LayoutError(f"line {key_node.start_mark.line + 1}: '{key}' is given twice")
         seen.add(key)
@@ -186,14 +191,16 @@ def _read_stand_ins(names: tuple[str, ...], entries: Any) -> dict[str, tuple[str
 def _check_tree(names: tuple[str, ...], parents: Mapping[int, int]) -> int:
     """The root of the bones, which must form one tree over all joints."""
     roots = [joint for joint in range(len(names)) if joint not in parents]
+    settled: set[int] = set()  # joints from which the parents lead to a root
     for start in parents:
         joint, path = start, [start]
-        while joint in parents:
+        while joint in parents and joint not in settled:
             joint = parents[joint]
             if joint in path:
                 cycle = " -> ".join(names[j] for j in [*path[path.index(joint) :], joint])
                 raise LayoutError(f"bones form a cycle: {cycle}")
             path.append(joint)
+        settled.update(path)
     if len(roots) != 1:
         raise LayoutError(
             f"bones must leave exactly one joint without a parent, got {len(roots)}: "
@@ -220,6 +227,10 @@ def from_dict(fields: Mapping[str, Any]) -> Layout:
     joints = fields["joints"]
     if not isinstance(joints, list) or not joints or not all(isinstance(joint, str) for joint in joints):
         raise LayoutError("joints must be a non-empty list of names")
+    if len(joints) > MAX_JOINTS:
+        raise LayoutError(f"joints must be at most {MAX_JOINTS}, got {len(joints)}")
+    if not isinstance(fields["name"], str) or not fields["name"]:
+        raise LayoutError(f"name must be text, got {fields['name']!r}")
     names = tuple(joints)
     duplicates = sorted({joint for joint in names if names.count(joint) > 1})
     if duplicates:
@@ -244,7 +255,7 @@ def from_dict(fields: Mapping[str, Any]) -> Layout:
 
     chest_normal = _joint_list(names, fields["chest_normal"], 3, "chest_normal")
     layout = Layout(
-        name=str(fields["name"]),
+        name=fields["name"],
         joint_names=names,
         bone_parents=bone_parents,
         previous_bones=previous_bones,
@@ -268,8 +279,11 @@ def from_yaml(path: str | Path) -> Layout:
         LayoutError: the file cannot be read, is no YAML or no usable skeleton; the message names file and reason.
     """
     try:
-        return from_dict(yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader))
-    except (LayoutError, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+        check_size(text)
+        return from_dict(yaml.load(text, Loader=_UniqueKeyLoader))
+    # ValueError is also what yaml raises for a date or number that is none.
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise LayoutError(f"layout file {path}: {error}") from None
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ikem_fast import layouts
+from ikem_fast.archives import check_archive
 from ikem_fast.evaluation.linear_classifier import LinearClassifier
 from ikem_fast.layouts import Layout
 from ikem_fast.methods import IKEM, RelationalDistillation
 from ikem_fast.methods.distillation import EARLY_FUSION
 from ikem_fast.nn import MultiStreamSTGCN
 from ikem_fast.quirks import Quirks
+from ikem_fast.tensors import list_differences, listed
 
 # Our modality → the release's suffix of encoders and queues, and its letter for heads and students.
 _NAMES = {
@@ -114,8 +116,10 @@ def _read(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not Path(source).is_file():
             raise ReferenceCheckpointError(f"{where}: no such file")
         try:
+            if zipfile.is_zipfile(source):
+                check_archive(source)
             state = torch.load(source, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
+        except Exception as error:  # bytes that are no checkpoint fail in as many ways as there are bytes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ReferenceCheckpointError(f"{where}: not a readable checkpoint: {reason}") from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -223,16 +227,11 @@ def _check_overrides(kind: Callable, overrides: Mapping[str, Any], inferred: Map
 def _copy_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copies every tensor; the keys and shapes must be exactly the module's."""
     expected = _module_tensors(module)
-    problems = [f"missing {key}" for key in expected if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in expected]
-    problems += [
-        f"{key} must be {tuple(tensor.shape)}, got {tuple(state[key].shape)}"
-        for key, tensor in expected.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
+    problems = list_differences(expected, state)
+    if not problems:
+        problems = [f"{key} must be finite" for key, tensor in state.items() if not tensor.isfinite().all()]
     if problems:
-        listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise ReferenceCheckpointError(f"checkpoint does not fit {type(module).__name__}: {listed}")
+        raise ReferenceCheckpointError(f"checkpoint does not fit {type(module).__name__}: {listed(problems)}")
     for key, tensor in expected.items():
         if key.endswith(".A") and not torch.allclose(tensor, state[key].float(), atol=_GRAPH_TOLERANCE):
             raise ReferenceCheckpointError(f"{key} is not the graph of layout '{module.layout.name}'")

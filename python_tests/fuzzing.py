@@ -5,7 +5,7 @@ errors, which says what is wrong. Every other exception, a crash, a hang, a wron
 that is written is a finding.
 
 By default few cases are tried, always the same ones. ``pytest --hypothesis-profile thorough`` tries many more, other
-ones each time.
+ones each time: 4000 for most tests, or as many as the environment variable ``IKEM_FAST_FUZZ_CASES`` says.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -40,7 +41,9 @@ _COMMON = {
     "phases": (Phase.explicit, Phase.generate, Phase.shrink),
 }
 settings.register_profile("brief", max_examples=60, derandomize=True, **_COMMON)
-settings.register_profile("thorough", max_examples=4000, print_blob=True, **_COMMON)
+settings.register_profile(
+    "thorough", max_examples=int(os.environ.get("IKEM_FAST_FUZZ_CASES", "4000")), print_blob=True, **_COMMON
+)
 settings.load_profile("brief")
 
 cases: dict[str, int] = {}
@@ -58,7 +61,22 @@ def share_of_cases(share: float) -> settings:
 # What formats are sensitive to.
 _TOKENS = (
     *(b"9" * 5000, b"[" * 3000, b"NaN", b"true", b"null", b"Infinity", b"1e999", b"-1", b"-", b"."),
-    *(b'"', b"'", b",", b"\n", b"\r\n", b"\0", b":", b"{", b"}", b"]", b"#", b"&a ", b"*a", b"!!python/object:os.system "),
+    *(
+        b'"',
+        b"'",
+        b",",
+        b"\n",
+        b"\r\n",
+        b"\0",
+        b":",
+        b"{",
+        b"}",
+        b"]",
+        b"#",
+        b"&a ",
+        b"*a",
+        b"!!python/object:os.system ",
+    ),
     *(b"\xff\xfe", b"\xef\xbb\xbf", b"PK\x03\x04", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"),
 )
 

@@ -141,7 +141,9 @@ def test_clips_of_other_shapes_and_types(tmp_path, whole, header):
     use(tmp_path / "clips", {**whole, "clips.npy": header + whole["clips.npy"][128:]})
 
 
-@given(position=st.integers(0, 8 * 3 * 12 * 20 - 1), value=st.floats(width=32) | st.sampled_from((np.nan, np.inf, -np.inf)))
+@given(
+    position=st.integers(0, 8 * 3 * 12 * 20 - 1), value=st.floats(width=32) | st.sampled_from((np.nan, np.inf, -np.inf))
+)
 def test_odd_coordinates(tmp_path, whole, position, value):
     clips = np.frombuffer(whole["clips.npy"][128:], dtype="<f4").copy()
     clips[position] = value

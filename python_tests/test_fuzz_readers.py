@@ -77,7 +77,9 @@ def ntu_texts(draw):
     for _ in range(draw(st.integers(1, 3))):
         number = draw(st.integers(0, len(lines) - 1))
         words = lines[number].split(" ")
-        word = draw(st.one_of(odd_words, odd_scalars.map(_as_text), st.text(alphabet=string.digits + "+-.eEinf", max_size=12)))
+        word = draw(
+            st.one_of(odd_words, odd_scalars.map(_as_text), st.text(alphabet=string.digits + "+-.eEinf", max_size=12))
+        )
         words[draw(st.integers(0, len(words) - 1))] = word
         lines[number] = " ".join(words)
     return "\n".join(lines).encode("utf-8", "surrogatepass")
@@ -114,7 +116,9 @@ def test_utd_mhad_mat(tmp_path, content):
 @share_of_cases(0.5)
 @given(data=st.data())
 def test_bytes_of_any_kind(tmp_path, kind, data):
-    content = data.draw(st.one_of(st.binary(max_size=200), st.sampled_from((NTU, *MAT_FILES, json.dumps(UCLA).encode()))))
+    content = data.draw(
+        st.one_of(st.binary(max_size=200), st.sampled_from((NTU, *MAT_FILES, json.dumps(UCLA).encode())))
+    )
     read(kind, tmp_path / "file", content, folder=tmp_path)
 
 
@@ -143,7 +147,9 @@ def test_file_names(kind, name):
 
 
 @given(
-    lines=st.lists(st.one_of(file_names(), file_names().map(lambda name: name.rpartition(".")[0]), odd_words), max_size=6),
+    lines=st.lists(
+        st.one_of(file_names(), file_names().map(lambda name: name.rpartition(".")[0]), odd_words), max_size=6
+    ),
     tail=st.binary(max_size=4),
 )
 def test_lists_of_missing_recordings(tmp_path, lines, tail):

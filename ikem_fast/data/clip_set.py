@@ -371,8 +371,10 @@ def _find_row_problem(row: dict[str, str], num_classes: int) -> str | None:
     if not row["name"] or "\0" in row["name"]:
         return f"name must be the name of a recording, got {row['name']!r}"
     for column in ("label", "num_frames", "valid_frames"):
-        if not (row[column].isascii() and row[column].isdigit() and int(row[column]) <= _MAX_NUMBER):
-            return f"{column} must be a whole number of at most {_MAX_NUMBER}, got {row[column]!r}"
+        if not (row[column].isascii() and row[column].isdigit()):
+            return f"{column} must be a whole number, got {row[column]!r}"
+        if int(row[column]) > _MAX_NUMBER:
+            return f"{column} must be at most {_MAX_NUMBER}, got {row[column]}"
     if int(row["label"]) >= num_classes:
         return f"label must be 0 to {num_classes - 1}, got {row['label']}"
     if not 1 <= int(row["valid_frames"]) <= int(row["num_frames"]):

@@ -378,7 +378,9 @@ class _Job:
         counts = metadata.get("counts")
         numbers = [counts.get(key) if isinstance(counts, dict) else None for key in _COUNTS.values()]
         if not all(type(number) is int and number >= 0 for number in numbers):
-            raise DataError(f"{self.out / DATASET_FILE}: counts must have {', '.join(_COUNTS.values())}, got {counts!r}")
+            raise DataError(
+                f"{self.out / DATASET_FILE}: counts must have {', '.join(_COUNTS.values())}, got {counts!r}"
+            )
         return dict(zip(_COUNTS, numbers, strict=True))
 
     def read_bad_files(self) -> list[BadFile]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import platform
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ import torch
 
 import ikem_fast
 from ikem_fast import methods
+from ikem_fast.archives import check_archive
 from ikem_fast.atomic import atomic_open
+from ikem_fast.tensors import list_differences, listed
 
 FORMAT = "ikem_fast checkpoint"
 FORMAT_VERSION = 2
 FOLDER = "checkpoints"
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
+KINDS = ("pretrain", "distill")
 _REQUIRED: dict[str, type] = {
     "kind": str,
     "method": dict,
@@ -125,28 +130,17 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist")
     try:
-        _check_sums(path)
+        check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint: {first_line(error)}") from error
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):
-            reason = "holds more than plain values and tensors, which this package neither writes nor loads"
-        else:
-            reason = "is damaged or no checkpoint"
+        reason = "holds more than plain values and tensors, which this package neither writes nor loads"
         raise CheckpointError(f"checkpoint {path} {reason}") from error
-    except (
-        RuntimeError,
-        EOFError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        # Bytes that are no torch archive fail in as many ways as there are bytes.
-        raise CheckpointError(f"checkpoint {path} is damaged or cut short: {first_line(error)}") from error
+    except Exception as error:  # an archive of something else fails in as many ways as there are archives
+        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint: {first_line(error)}") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path} was not written by this package's training commands")
     if checkpoint.get("format_version") != FORMAT_VERSION:
@@ -156,16 +150,40 @@ def _load(path: Path) -> dict[str, Any]:
         if not isinstance(checkpoint.get(key), kind):
             found = type(checkpoint[key]).__name__ if key in checkpoint else "nothing"
             raise CheckpointError(f"checkpoint {path} must hold {key!r} as {kind.__name__}, got {found}")
+    problems = _find_problems(checkpoint)
+    if problems:
+        raise CheckpointError(f"checkpoint {path} cannot be used: {listed(problems)}")
     return checkpoint
 
 
-def _check_sums(path: Path) -> None:
-    """Raises BadZipFile where a checksum is wrong: torch writes them but does not look at them."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+def _find_problems(checkpoint: Mapping[str, Any]) -> list[str]:
+    """What is wrong with values that are of the right type."""
+    problems = []
+    if checkpoint["kind"] not in KINDS:
+        problems.append(f"kind must be {' or '.join(KINDS)}, got {checkpoint['kind']!r}")
+    for key in ("epoch", "step_in_epoch", "step", "seconds", "log_position"):
+        value = checkpoint[key]
+        if isinstance(value, bool) or not (0 <= value < math.inf and value < 2**63):
+            problems.append(f"{key} must be a number from 0 on, got {value!r}")
+    for key in ("folder", "fingerprint"):
+        if not isinstance(checkpoint["data"].get(key), str):
+            problems.append(f"data must have its {key} as text, got {checkpoint['data'].get(key)!r}")
+    if not isinstance(checkpoint["optimizer"].get("state"), dict):
+        problems.append("optimizer must have its state")
+    names = checkpoint["unlogged_names"]
+    if not all(isinstance(name, str) for name in names):
+        problems.append(f"unlogged_names must be text, got {names!r}")
+    for row in checkpoint["unlogged"]:
+        if not isinstance(row, torch.Tensor) or row.shape != (len(names),) or not row.is_floating_point():
+            problems.append(f"unlogged must be tensors of {len(names)} values each, one for every name")
+            break
+    others = checkpoint.get("random_states_of_other_ranks", [])
+    if not isinstance(others, list) or not all(isinstance(state, dict) for state in others):
+        problems.append("random_states_of_other_ranks must be a list of states")
+    teacher = checkpoint.get("teacher")
+    if teacher is not None and not (isinstance(teacher, dict) and isinstance(teacher.get("run"), str)):
+        problems.append(f"teacher must say which run it is, got {teacher!r}")
+    return problems
 
 
 def describe(path: Path, checkpoint: Mapping[str, Any]) -> str:
@@ -216,13 +234,69 @@ def load_run(run_folder: str | Path) -> tuple[methods.IKEM | methods.RelationalD
 
 
 def build_method(path: Path, checkpoint: Mapping[str, Any]) -> methods.IKEM | methods.RelationalDistillation:
-    """A module with the sizes and weights of a checkpoint."""
+    """A module with the sizes and weights of a checkpoint.
+
+    Raises:
+        CheckpointError: the description makes no module, or the weights are not those of such a module; the message
+            lists what differs.
+    """
     # Random initial weights would only be overwritten, and must not move the caller's random state.
     with torch.random.fork_rng(devices=[]):
         try:
+            _check_sizes(checkpoint)
             method = methods.from_config(checkpoint["method"])
-            method.load_state_dict(checkpoint["model"])
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"checkpoint {path} does not fit its own description: {reason}") from error
+        except Exception as error:  # a description of odd values fails in as many ways as there are values
+            reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+            raise CheckpointError(
+                f"checkpoint {path} describes no method that could be built: {' '.join(reason.split())}"
+            ) from error
+    load_weights(method, path, checkpoint)
     return method
+
+
+def _check_sizes(checkpoint: Mapping[str, Any]) -> None:
+    """Raises ValueError for a description of sizes that no tensor of the checkpoint has, before memory is taken."""
+    largest = max((size for tensor in checkpoint["model"].values() for size in getattr(tensor, "shape", ())), default=0)
+    for name, value in checkpoint["method"].items():
+        if isinstance(value, int) and value > largest:
+            raise ValueError(f"{name} is {value}, but no tensor has a dimension above {largest}")
+
+
+def load_weights(
+    method: methods.IKEM | methods.RelationalDistillation, path: Path, checkpoint: Mapping[str, Any]
+) -> None:
+    """Copies all tensors of a checkpoint into a module.
+
+    Raises:
+        CheckpointError: they are not exactly those of the module; the message lists the differences.
+    """
+    expected, found = method.state_dict(), checkpoint["model"]
+    problems = list_differences(expected, found)
+    if not problems:
+        problems = [
+            f"{name} must be finite"
+            for name, tensor in found.items()
+            if tensor.is_floating_point() and not tensor.isfinite().all()
+        ]
+        problems += [
+            f"{name} must be a position from 0 to {method.queue_size - 1}, got {found[name].tolist()}"
+            for name in expected
+            if name.endswith("queue_pointer") and not ((found[name] >= 0) & (found[name] < method.queue_size)).all()
+        ]
+    if problems:
+        raise CheckpointError(
+            f"the weights in checkpoint {path} are not those of {type(method).__name__} with layout "
+            f"'{method.layout.name}' ({method.layout.num_joints} joints), modalities {', '.join(method.modalities)}, "
+            f"hidden_channels {method.hidden_channels}, feature_size {method.feature_size}, embedding_size "
+            f"{method.embedding_size}, queue_size {method.queue_size}: {listed(problems)}"
+        )
+    method.load_state_dict(found)
+
+
+@contextmanager
+def using(path: Path, part: str) -> Iterator[None]:
+    """Explains an error within the block as one in a part of a checkpoint."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path} cannot be used: its {part}: {first_line(error)}") from error

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +33,7 @@ from ikem_fast.modalities import MODALITIES
 from ikem_fast.nn.precision import PRECISIONS
 from ikem_fast.ops.augment import AugmentationConfig as AugmentationSettings
 from ikem_fast.quirks import Quirks
+from ikem_fast.yaml_size import check_size
 
 _PRESET_FOLDER = Path(__file__).parent.parent / "presets"
 DEFAULT_PRESET = "ntu60-xsub"
@@ -39,6 +42,15 @@ COMMANDS = ("pretrain", "distill", *EVALUATION_SECTIONS)
 _SCHEDULED_SECTIONS = ("pretrain", "distill", "linear", "finetune", "semi")
 BATCH_STATISTICS = ("synchronised", "per_rank")
 QUEUES = ("whole", "sharded")
+
+
+_LARGEST = 2.0**63  # numbers are below it, as what follows keeps them in 64 bits
+# What yaml and OmegaConf raise for text they cannot read: ValueError for a date or number that is none, TypeError and
+# AttributeError for keys they cannot use.
+_NOT_YAML = (
+    *(yaml.YAMLError, OmegaConfBaseException, OSError),
+    *(ValueError, TypeError, AttributeError, RecursionError, OverflowError),
+)
 
 
 class ConfigError(ValueError):
@@ -360,7 +372,7 @@ def _find(source: str | Path, folder: Path) -> Path:
     if text in preset_names():
         return (_PRESET_FOLDER / f"{text}.yaml").resolve()
     path = folder / text
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file it takes any text
         return path.resolve()
     if path.suffix in (".yaml", ".yml") or "/" in text:
         raise ConfigError(f"config file {path} does not exist")
@@ -370,8 +382,10 @@ def _find(source: str | Path, folder: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        text = path.read_text(encoding="utf-8")
+        check_size(text)
+        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
+    except _NOT_YAML as error:
         raise ConfigError(f"{path} is no readable YAML file: {_one_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of sections at the top, got a {type(values).__name__}")
@@ -401,8 +415,9 @@ def _parse_override(text: str, command: str | None) -> tuple[str, Any]:
     key = _resolve_key(name, command)
     try:
         # A leading dot or colon in the value is YAML's business; only the first "=" separates.
+        check_size(value_text)
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value_text}"]), resolve=True)["value"]
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"override {text!r}: the value is not YAML: {_one_line(error)}") from error
     return key, value
 
@@ -460,9 +475,12 @@ def _assign(tree: Any, key: str, value: Any, origin: str) -> None:
     for scalar in scalars:
         if not _has_type(scalar, _scalar_types(expected)):
             raise problem
+        # OmegaConf would put another value in its place.
+        if isinstance(scalar, str) and ("${" in scalar or scalar == "???"):
+            raise problem
     try:
         OmegaConf.update(tree, key, list(value) if isinstance(value, tuple) else value)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, OverflowError) as error:
         raise problem from error
 
 
@@ -516,17 +534,16 @@ def validate(config: Config) -> None:
                 value = getattr(value, name)
             raise ConfigError(f"{key} must be {expected}, got {value!r}")
 
-    def in_range(key: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-        limit = "" if high == math.inf else f" and below {high:g}"
+    def in_range(key: str, value: float, low: float, high: float = _LARGEST, *, open_low: bool = False) -> None:
+        limit = "" if high == _LARGEST and value < high else f" and below {high:g}"
         expected = f"{'above' if open_low else 'at least'} {low:g}{limit}"
-        inside = (value > low if open_low else value >= low) and value < high
-        need(key, inside and math.isfinite(value), expected)
+        need(key, (value > low if open_low else value >= low) and value < high, expected)
 
     need("seed", 0 <= config.seed < 2**63, "from 0 to 2**63 - 1")
     if config.max_steps is not None:
         in_range("max_steps", config.max_steps, 1)
     if config.threads is not None:
-        in_range("threads", config.threads, 1)
+        in_range("threads", config.threads, 1, 4097)
     need("fidelity", config.fidelity in ("default", "release"), "'default' or 'release'")
 
     model = config.model
@@ -550,7 +567,7 @@ def validate(config: Config) -> None:
     distributed = config.distributed
     for key, values in (("batch_statistics", BATCH_STATISTICS), ("queue", QUEUES)):
         need(f"distributed.{key}", getattr(distributed, key) in values, f"one of {', '.join(values)}")
-    in_range("distributed.timeout_minutes", distributed.timeout_minutes, 0, open_low=True)
+    in_range("distributed.timeout_minutes", distributed.timeout_minutes, 0, 1e6, open_low=True)
 
     for name in ("pretrain", "distill"):
         section = getattr(config, name)
@@ -618,6 +635,11 @@ def validate(config: Config) -> None:
     in_range("logging.save_every_epochs", config.logging.save_every_epochs, 1)
     for key in ("knn_every_epochs", "knn_max_clips", "keep_every_epochs"):
         in_range(f"logging.{key}", getattr(config.logging, key), 0)
+
+    for key, value in _flatten(to_dict(config), "the configuration"):
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float):
+                need(key, -_LARGEST < number < _LARGEST, f"below {_LARGEST:g}")
 
 
 def _check_evaluations(config: Config, need: Callable[..., None], in_range: Callable[..., None]) -> None:

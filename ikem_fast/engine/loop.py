@@ -172,7 +172,7 @@ def train(
     state = Progress()
     log_position = 0
     if checkpoint is not None:
-        method.load_state_dict(checkpoint["model"])
+        checkpoints.load_weights(method, run_folder / checkpoints.FOLDER / checkpoints.LAST, checkpoint)
     if world.size > 1 and len(set(world.gather_all(_checksum(method)))) > 1:
         raise RankError("ranks start from different weights: all machines must have the same versions of torch")
     shared = world.share_steps(device, config)
@@ -194,7 +194,8 @@ def train(
         log_position = checkpoint["log_position"]
     own_generator = device if world.size > 1 else None
     if checkpoint is not None and ranks_before == world.size:
-        randomness.set_random_state(random_states[world.rank], own_generator)
+        with checkpoints.using(run_folder / checkpoints.FOLDER / checkpoints.LAST, "random state"):
+            randomness.set_random_state(random_states[world.rank], own_generator)
     elif checkpoint is not None or world.size > 1:
         randomness.seed_rank(config.seed, state.step, world.rank)
 
@@ -231,7 +232,8 @@ def train(
         note=write_note,
     )
     if checkpoint is not None:
-        training_step.load_optimizer_state(checkpoint["optimizer"])
+        with checkpoints.using(last_path, "state of the optimiser"):
+            training_step.load_optimizer_state(checkpoint["optimizer"])
     if ranks_before != world.size:
         text = f"goes on with {_count(world.size)}, not {ranks_before} as before: dropout is drawn anew"
         before = clips_of_statistics(load_config(checkpoint["config"]), kind, ranks_before)

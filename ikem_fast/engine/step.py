@@ -198,10 +198,16 @@ class TrainingStep:
         return self._optimizer.state_dict()
 
     def load_optimizer_state(self, saved: Mapping[str, Any]) -> None:
-        """Goes on from what ``optimizer_state`` gave, on whatever device that was."""
+        """Goes on from what ``optimizer_state`` gave, on whatever device that was; ValueError for another module's."""
         # The recipe is the configuration's; only what training made of it so far comes from the checkpoint.
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        for number, parameter in enumerate(self._trained):
+            momentum = self._optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None and momentum.shape != parameter.shape:
+                raise ValueError(
+                    f"the momentum of parameter {number} must be {tuple(parameter.shape)}, got {tuple(momentum.shape)}"
+                )
         self._captured, self._replay = (), None  # which read and wrote the state before
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ikem_fast.archives import check_archive
 from ikem_fast.atomic import atomic_open
 
 _NAMES, _LABELS = "sample_names", "labels"
@@ -35,7 +35,7 @@ class Scores:
 
 def save_scores(path: str | Path, scores: Scores) -> None:
     """Writes scores as one ``.npz`` file, atomically: arrays ``sample_names``, ``labels`` and one per encoder/view."""
-    arrays = {_NAMES: np.array(scores.sample_names), _LABELS: scores.labels, **scores.logits}
+    arrays = {_NAMES: np.array(scores.sample_names, dtype=np.str_), _LABELS: scores.labels, **scores.logits}
     with atomic_open(path, "wb") as file:
         np.savez_compressed(file, **arrays)
 
@@ -47,14 +47,30 @@ def load_scores(path: str | Path) -> Scores:
         ScoresError: it is missing, damaged or no score file.
     """
     try:
+        check_archive(path, compressed=True)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         names, labels = arrays.pop(_NAMES), arrays.pop(_LABELS)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    except Exception as error:  # bytes that are no archive fail in as many ways as there are bytes
         raise ScoresError(f"{path} is no readable file of scores: {error}") from error
-    for name, logits in {_LABELS: labels, **arrays}.items():
-        if len(logits) != len(names):
-            raise ScoresError(f"{path}: {name} must have a row for each of the {len(names)} names, got {len(logits)}")
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise ScoresError(f"{path}: {_NAMES} must be (N,) names, got {names.shape} {names.dtype}")
+    number = len(names)
+    if len(set(names.tolist())) != number:
+        raise ScoresError(f"{path}: {_NAMES} must be distinct, got one twice")
+    if labels.shape != (number,) or labels.dtype != np.int64:
+        raise ScoresError(f"{path}: {_LABELS} must be ({number},) int64, got {labels.shape} {labels.dtype}")
+    for name, logits in arrays.items():
+        if logits.ndim != 2 or len(logits) != number or logits.dtype.kind != "f" or not np.isfinite(logits).all():
+            raise ScoresError(
+                f"{path}: {name} must be finite numbers with a row for each of the {number} names, got {logits.shape} "
+                f"{logits.dtype}"
+            )
+        if number and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+            raise ScoresError(
+                f"{path}: {_LABELS} must be classes of {name}, 0 to {logits.shape[1] - 1}, got {labels.min()} to "
+                f"{labels.max()}"
+            )
     return Scores(sample_names=tuple(names.tolist()), labels=labels, logits=arrays)
 
 
