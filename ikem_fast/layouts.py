@@ -272,6 +272,42 @@ def from_dict(fields: Mapping[str, Any]) -> Layout:
     return layout
 
 
+def list_differences(layout: Layout, other: Layout) -> list[str]:
+    """In words, what a layout has that another has not; nothing where they are equal."""
+    if layout == other:
+        return []
+    differences = []
+    if layout.name != other.name:
+        differences.append(f"the layout is '{layout.name}', not '{other.name}'")
+    if layout.num_joints != other.num_joints:
+        differences.append(f"it has {layout.num_joints} joints, not {other.num_joints}")
+    added = [joint for joint in layout.joint_names if joint not in other.joint_names]
+    missing = [joint for joint in other.joint_names if joint not in layout.joint_names]
+    for joints, how in ((added, "more"), (missing, "fewer")):
+        if joints:
+            differences.append(f"it has {how} joints: {_listed(joints)}")
+    if not added and not missing and layout.joint_names != other.joint_names:
+        differences.append("its joints are in another order")
+    if not added and not missing:
+        own, others = (_without_order(each.to_dict()) for each in (layout, other))
+        changed = [key for key in own if key not in ("name", "joints") and own[key] != others.get(key)]
+        differences += [f"its {key} {_shortly(own[key], others.get(key))}" for key in changed]
+    return differences
+
+
+def _without_order(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a layout with its edges as a map, so that the same edges in another order are no difference."""
+    edges = {" - ".join(sorted(edge)): True for edge in fields["graph_edges"]}
+    return {**fields, "graph_edges": edges}
+
+
+def _shortly(own: Any, other: Any) -> str:
+    if isinstance(own, Mapping) and isinstance(other, Mapping):
+        differing = [joint for joint in {**own, **other} if own.get(joint) != other.get(joint)]
+        return f"differ at {_listed(differing[:5])}" + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+    return f"is {own}, not {other}"
+
+
 def from_yaml(path: str | Path) -> Layout:
     """The layout in a YAML file.
 

@@ -72,7 +72,7 @@ def test_score_files(tmp_path):
     with pytest.raises(ScoresError, match="no readable file of scores"):
         load_scores(tmp_path / "missing.npz")
     np.savez(path, sample_names=np.array(["a", "b"]), labels=np.array([0]))
-    with pytest.raises(ScoresError, match="labels must have a row for each of the 2 names, got 1"):
+    with pytest.raises(ScoresError, match=r"labels must be int64, one for each of the 2 names, got \(1,\)"):
         load_scores(path)
 
 

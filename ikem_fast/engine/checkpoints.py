@@ -271,7 +271,10 @@ def load_weights(
         CheckpointError: they are not exactly those of the module; the message lists the differences.
     """
     expected, found = method.state_dict(), checkpoint["model"]
-    problems = list_differences(expected, found)
+    # Sizes first: they say in a word what hundreds of shapes come from.
+    own, others = _sizes(expected), _sizes(found)
+    problems = [f"{name} is {size}, not {own[name]}" for name, size in others.items() if own.get(name, size) != size]
+    problems += list_differences(expected, found)
     if not problems:
         problems = [
             f"{name} must be finite"
@@ -286,11 +289,24 @@ def load_weights(
     if problems:
         raise CheckpointError(
             f"the weights in checkpoint {path} are not those of {type(method).__name__} with layout "
-            f"'{method.layout.name}' ({method.layout.num_joints} joints), modalities {', '.join(method.modalities)}, "
-            f"hidden_channels {method.hidden_channels}, feature_size {method.feature_size}, embedding_size "
-            f"{method.embedding_size}, queue_size {method.queue_size}: {listed(problems)}"
+            f"'{method.layout.name}' and modalities {', '.join(method.modalities)}: {listed(problems)}"
         )
     method.load_state_dict(found)
+
+
+def _sizes(tensors: Mapping[str, Any]) -> dict[str, int]:
+    """What the shapes of a method's tensors say of its sizes."""
+    places = {"queue": {"number of modalities": 0, "embedding_size": 1, "queue_size": 2}}
+    for encoders in ("query_encoders", "teacher_encoders"):
+        places[f"{encoders}.graph.adjacency"] = {"number of joints": 2}
+        places[f"{encoders}.blocks.0.graph_conv.bias"] = {"hidden_channels": 2}
+        places[f"{encoders}.head.0.weight"] = {"feature_size": 2}
+    return {
+        size: tensors[name].shape[dimension]
+        for name, sizes in places.items()
+        for size, dimension in sizes.items()
+        if isinstance(tensors.get(name), torch.Tensor) and tensors[name].dim() == 3
+    }
 
 
 @contextmanager

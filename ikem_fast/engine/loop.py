@@ -169,10 +169,12 @@ def train(
     if config.max_steps is not None:
         last_step = min(last_step, config.max_steps)
 
+    checkpoint_folder = run_folder / checkpoints.FOLDER
+    last_path = checkpoint_folder / checkpoints.LAST
     state = Progress()
     log_position = 0
     if checkpoint is not None:
-        checkpoints.load_weights(method, run_folder / checkpoints.FOLDER / checkpoints.LAST, checkpoint)
+        checkpoints.load_weights(method, last_path, checkpoint)
     if world.size > 1 and len(set(world.gather_all(_checksum(method)))) > 1:
         raise RankError("ranks start from different weights: all machines must have the same versions of torch")
     shared = world.share_steps(device, config)
@@ -194,13 +196,11 @@ def train(
         log_position = checkpoint["log_position"]
     own_generator = device if world.size > 1 else None
     if checkpoint is not None and ranks_before == world.size:
-        with checkpoints.using(run_folder / checkpoints.FOLDER / checkpoints.LAST, "random state"):
+        with checkpoints.using(last_path, "random state"):
             randomness.set_random_state(random_states[world.rank], own_generator)
     elif checkpoint is not None or world.size > 1:
         randomness.seed_rank(config.seed, state.step, world.rank)
 
-    checkpoint_folder = run_folder / checkpoints.FOLDER
-    last_path = checkpoint_folder / checkpoints.LAST
     last_good = ""  # the last good checkpoint in words, for the end of a message
     if checkpoint is not None:
         last_good = f"; the last good checkpoint is {checkpoints.describe(last_path, checkpoint)}"

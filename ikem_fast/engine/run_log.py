@@ -17,6 +17,8 @@ as a CUDA graph.
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -57,8 +59,18 @@ class RunLog:
             raise LogError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def position(self) -> int:
-        """Length of ``log.jsonl`` in bytes, with all lines on their way to the disk."""
-        self._file.flush()
+        """Length of ``log.jsonl`` in bytes, with all lines on the disk, and all events handed to the system.
+
+        A checkpoint that holds the position thus never knows of lines that a power failure, or of events that a killed
+        process, takes along. Raises LogError if they cannot be written.
+        """
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            if self._writer is not None:
+                self._writer.flush()
+        except OSError as error:
+            raise LogError(f"cannot write {self._path}: {error.strerror or error}") from error
         return self._file.tell()
 
     def write(self, line: Mapping[str, Any], events: bool = True) -> None:
@@ -98,8 +110,60 @@ class RunLog:
 
 
 def read_log(run_folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's ``log.jsonl``; a last line that is still being written is left out."""
-    with open(Path(run_folder) / LOG_NAME, encoding="utf-8") as file:
-        for text in file:
-            if text.endswith("\n"):
-                yield json.loads(text)
+    """The lines of a run's ``log.jsonl``; a last line that is still being written is left out.
+
+    Raises:
+        LogError: the file cannot be read or a line is damaged; the message names file and line.
+    """
+    path = Path(run_folder) / LOG_NAME
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed by the block below
+    except OSError as error:
+        raise LogError(f"cannot read {path}: {error.strerror or error}") from error
+    with file:
+        for number, text in enumerate(file, start=1):
+            if not text.endswith(b"\n"):
+                return
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise LogError(f"{path}: line {number}: damaged: {error}") from error
+            problem = _find_problem(line)
+            if problem:
+                raise LogError(f"{path}: line {number}: damaged: {problem}")
+            yield line
+
+
+def _find_problem(line: Any) -> str | None:
+    if not isinstance(line, dict) or line.get("kind") not in list(_FIELDS):
+        return f"must be an object whose kind is one of {', '.join(_FIELDS)}"
+    for name, kind in _FIELDS[line["kind"]].items():
+        value = line.get(name)
+        values = value.values() if kind is dict and isinstance(value, dict) else ()
+        if isinstance(value, bool) or not isinstance(value, kind) or not all(map(_is_number, values)):
+            return f"{name} must be {_IN_WORDS[kind]}, got {value!r}"
+        if _is_number(value) and value < 0 and name != "loss":
+            return f"{name} must not be negative, got {value!r}"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+_WHERE = {"epoch": int, "step": int}
+# What every line of a kind has; older versions of the package wrote train lines without "contrast_accuracy".
+_FIELDS: dict[str, dict[str, Any]] = {
+    "train": {
+        **_WHERE,
+        "stage": str,
+        "learning_rate": (int, float),
+        "loss": (int, float),
+        "losses": dict,
+        "clips_per_second": (int, float),
+        "seconds": (int, float),
+    },
+    "knn": {**_WHERE, "accuracy": dict},
+    "note": {**_WHERE, "text": str},
+}
+_IN_WORDS = {int: "a whole number", str: "text", (int, float): "a number", dict: "numbers by name"}

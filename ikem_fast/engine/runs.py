@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ikem_fast.atomic import leftovers
 from ikem_fast.data import ClipSet
 from ikem_fast.data.preparation import Preparation
 from ikem_fast.engine import checkpoints, randomness
@@ -31,6 +33,8 @@ from ikem_fast.engine.config import (
 from ikem_fast.engine.loop import clips_of_statistics, count_steps, train
 from ikem_fast.engine.run_log import LOG_NAME, TENSORBOARD_FOLDER
 from ikem_fast.engine.world import World, is_restart, joined
+from ikem_fast.layouts import Layout, list_differences
+from ikem_fast.layouts import from_dict as layout_from_dict
 from ikem_fast.methods import IKEM, RelationalDistillation
 
 CONFIG_NAME = "config.yaml"
@@ -127,14 +131,8 @@ def _distill(
         raise RunError(f"out must be another folder than the teacher's run, got {out} for both")
     config = load_config(teacher_checkpoint["config"]) if config is None else config
     validate(config)
-    _check_teacher_sizes(teacher, config)
     clip_set = ClipSet.open(teacher_checkpoint["data"]["folder"] if data_folder is None else data_folder)
-    if clip_set.layout != teacher.layout:
-        of_data, of_teacher = (f"{each.name} ({each.num_joints} joints)" for each in (clip_set.layout, teacher.layout))
-        raise RunError(
-            f"data and teacher must have the same skeleton, got {of_data} in {clip_set.folder} "
-            f"and {of_teacher} in {teacher_run}"
-        )
+    _check_teacher(teacher, teacher_run, config, clip_set)
     extra = {"teacher": {"run": str(teacher_run.resolve()), "step": teacher_checkpoint["step"]}}
     _run(out, "distill", config, clip_set, extra, lambda: _new_distillation(teacher, config), restart, progress, world)
 
@@ -157,7 +155,8 @@ def _new_distillation(teacher: IKEM, config: Config) -> RelationalDistillation:
     )
 
 
-def _check_teacher_sizes(teacher: IKEM, config: Config) -> None:
+def _check_teacher(teacher: IKEM, teacher_run: Path, config: Config, clip_set: ClipSet) -> None:
+    """Raises RunError with a list of all in which teacher, configuration and clips do not agree."""
     wrong = []
     for name in ("modalities", "hidden_channels", "feature_size", "embedding_size", "queue_size"):
         of_teacher = list(teacher.modalities) if name == "modalities" else getattr(teacher, name)
@@ -165,7 +164,16 @@ def _check_teacher_sizes(teacher: IKEM, config: Config) -> None:
         if given != of_teacher:
             wrong.append(f"model.{name} must be {of_teacher!r} as in the teacher, got {given!r}")
     if wrong:
-        raise RunError("; ".join(wrong) + " (leave the configuration out to take the teacher's)")
+        wrong[-1] += " (leave the configuration out to take the teacher's)"
+    differing = list_differences(clip_set.layout, teacher.layout)
+    if differing:
+        of_data, of_teacher = (f"{each.name} ({each.num_joints} joints)" for each in (clip_set.layout, teacher.layout))
+        wrong.append(
+            f"data and teacher must have the same skeleton, got {of_data} in {clip_set.folder} and {of_teacher} in "
+            f"{teacher_run}: {', '.join(differing)}"
+        )
+    if wrong:
+        raise RunError(f"{teacher_run} cannot teach this run: {'; '.join(wrong)}")
 
 
 def _run(
@@ -209,7 +217,9 @@ def _run(
 
     with ExitStack() as stack:
         world.on_writer(lambda: stack.enter_context(_locked(out)))
-        checkpoint = world.from_writer(lambda: _open_folder(out, kind, config, data, extra, restart, world.size))
+        checkpoint = world.from_writer(
+            lambda: _open_folder(out, kind, config, clip_set.layout, data, extra, restart, world.size)
+        )
         if progress and world.is_writer:
             _announce(out, kind, config, method, train_set, checkpoint, world.size)
         train(
@@ -230,21 +240,24 @@ def _open_folder(
     out: Path,
     kind: str,
     config: Config,
+    layout: Layout,
     data: Mapping[str, Any],
     extra: Mapping[str, Any],
     restart: bool,
     num_ranks: int,
 ) -> dict[str, Any] | None:
     """The checkpoint to go on from, if any; the folder is ready for the run then."""
-    checkpoint = None if restart else _checkpoint_to_continue(out, kind, config, data, extra, num_ranks)
+    checkpoint = None if restart else _checkpoint_to_continue(out, kind, config, layout, data, extra, num_ranks)
     header = f"Resolved configuration of: {kind} on {data['folder']}"
     if "teacher" in extra:
         header += f", taught by {extra['teacher']['run']}"
     try:
         if checkpoint is None:
             _clear(out)
-        for leftover in (out / checkpoints.FOLDER).glob(".*.tmp"):
-            leftover.unlink()  # of a checkpoint that a killed process did not finish writing
+        # Of files that a killed process did not finish writing, or linking.
+        begun = [path for end in ("tmp", "link") for path in (out / checkpoints.FOLDER).glob(f".*.{end}")]
+        for leftover in [*begun, *leftovers(out, CONFIG_NAME)]:
+            leftover.unlink()
         save_config(config, out / CONFIG_NAME, header)
     except OSError as error:
         raise RunError(f"run folder {out} cannot be written: {error.strerror or error}") from error
@@ -284,7 +297,13 @@ def fingerprint(clip_set: ClipSet) -> str:
 
 
 def _checkpoint_to_continue(
-    out: Path, kind: str, config: Config, data: Mapping[str, Any], extra: Mapping[str, Any], num_ranks: int
+    out: Path,
+    kind: str,
+    config: Config,
+    layout: Layout,
+    data: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    num_ranks: int,
 ) -> dict[str, Any] | None:
     """The run's last checkpoint if there is one and it agrees with what is asked for; None for a new run."""
     folder = out / checkpoints.FOLDER
@@ -295,14 +314,16 @@ def _checkpoint_to_continue(
     wrong = []
     if checkpoint["kind"] != kind:
         wrong.append(f"the command is {kind}, not {checkpoint['kind']}")
-    else:
+    with checkpoints.using(path, "configuration"):
         for key, (old, new) in differences(checkpoint["config"], to_dict(config)).items():
             if not _change_is_harmless(key, new, kind, checkpoint, config, num_ranks):
                 wrong.append(f"{key} is {new!r}, not {old!r}")
-        if data["fingerprint"] != checkpoint["data"].get("fingerprint"):
-            wrong.append(f"the clips of {data['folder']} are not those of {checkpoint['data'].get('folder')}")
-        if extra.get("teacher") != checkpoint.get("teacher"):
-            wrong.append(f"the teacher is {extra.get('teacher')}, not {checkpoint.get('teacher')}")
+    with checkpoints.using(path, "layout"):
+        wrong += list_differences(layout, layout_from_dict(checkpoint["method"].get("layout")))
+    if data["fingerprint"] != checkpoint["data"]["fingerprint"]:
+        wrong.append(f"the clips of {data['folder']} are not those of {checkpoint['data']['folder']}")
+    if checkpoint["kind"] == kind and extra.get("teacher") != checkpoint.get("teacher"):
+        wrong.append(f"the teacher is {_in_words(extra.get('teacher'))}, not {_in_words(checkpoint.get('teacher'))}")
     if not wrong:
         return checkpoint
     if checkpoint["step"] == 0:
@@ -313,10 +334,16 @@ def _checkpoint_to_continue(
     )
 
 
+def _in_words(teacher: Mapping[str, Any] | None) -> str:
+    return "none" if teacher is None else f"{teacher['run']} at step {teacher.get('step')}"
+
+
 def _change_is_harmless(
     key: str, new: Any, kind: str, checkpoint: Mapping[str, Any], config: Config, num_ranks: int
 ) -> bool:
     other = "distill." if kind == "pretrain" else "pretrain."
+    if checkpoint["kind"] != kind and key.startswith(("pretrain.", "distill.")):
+        return True  # that the command is another one is said already
     if key.startswith((*_MAY_CHANGE, other)):
         return True
     if key == f"{kind}.accumulate_steps":
@@ -353,4 +380,8 @@ def _locked(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(f"another process is training in {out}: wait for it or give another --out") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise RunError(f"run folder {out} cannot be locked: {error.strerror or error}") from error
+            print(f"note: the file system of {out} has no locks: let no other process train there", file=sys.stderr)
         yield

@@ -59,7 +59,9 @@ def load_scores(path: str | Path) -> Scores:
     if len(set(names.tolist())) != number:
         raise ScoresError(f"{path}: {_NAMES} must be distinct, got one twice")
     if labels.shape != (number,) or labels.dtype != np.int64:
-        raise ScoresError(f"{path}: {_LABELS} must be ({number},) int64, got {labels.shape} {labels.dtype}")
+        raise ScoresError(
+            f"{path}: {_LABELS} must be int64, one for each of the {number} names, got {labels.shape} {labels.dtype}"
+        )
     for name, logits in arrays.items():
         if logits.ndim != 2 or len(logits) != number or logits.dtype.kind != "f" or not np.isfinite(logits).all():
             raise ScoresError(
