@@ -203,7 +203,7 @@ class TrainingStep:
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
         for number, parameter in enumerate(self._trained):
-            momentum = self._optimizer.state[parameter].get("momentum_buffer")
+            momentum = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None and momentum.shape != parameter.shape:
                 raise ValueError(
                     f"the momentum of parameter {number} must be {tuple(parameter.shape)}, got {tuple(momentum.shape)}"
