@@ -6,21 +6,28 @@ from pathlib import Path
 
 import pytest
 import rank_processes
+import shared_step_4_ranks
 import shared_step_ranks
 import torch
 from torch import distributed
 
-FILE = Path(__file__).with_name("shared_step_ranks.py")
+FILES = {2: "shared_step_ranks.py", 4: "shared_step_4_ranks.py"}
+NAMES = {
+    2: rank_processes.names(Path(__file__).with_name(FILES[2])),
+    4: [check.__name__.removeprefix("check_") for check in shared_step_4_ranks.CHECKS],
+}
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
-def errors(request, tmp_path_factory):
-    return rank_processes.run(FILE, request.param, tmp_path_factory.mktemp("ranks"))
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory):
+    """Of every number of ranks."""
+    folder = Path(__file__).parent
+    return {size: rank_processes.run(folder / FILES[size], size, tmp_path_factory.mktemp("ranks")) for size in FILES}
 
 
-@pytest.mark.parametrize("name", rank_processes.names(FILE))
-def test_on_several_ranks(errors, name):
-    assert not errors[name], "\n".join(errors[name])
+@pytest.mark.parametrize(("size", "name"), [(size, name) for size, names in NAMES.items() for name in names])
+def test_on_several_ranks(errors, size, name):
+    assert not errors[size][name], "\n".join(errors[size][name])
 
 
 @pytest.mark.cuda
