@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "crash_test.py"
 
 @pytest.mark.skipif(not SCRIPT.exists(), reason="the scripts are not beside the tests")
 def test_runs_that_are_killed_come_to_the_same_end():
-    command = [sys.executable, str(SCRIPT), "--kills", "3", "--epochs", "4"]
+    command = [sys.executable, str(SCRIPT), "--kills", "3", "--epochs", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("data prepare", "pretrain", "distill"):

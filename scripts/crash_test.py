@@ -271,7 +271,7 @@ def settings(epochs: int) -> engine.Config:
     sizes = ("model.hidden_channels=2", "model.feature_size=8", "model.embedding_size=4", "model.queue_size=16")
     recipes = [
         *(f"{kind}.{setting}" for kind in ("pretrain", "distill") for setting in (f"epochs={epochs}", "batch_size=8")),
-        *("pretrain.milestones=[2]", f"pretrain.cross_epoch={1 + epochs // 2}", "distill.milestones=[2]"),
+        *("pretrain.milestones=[1]", f"pretrain.cross_epoch={1 + epochs // 2}", "distill.milestones=[1]"),
         *("model.modalities=[joint,motion,bone]", "model.dropout=0.2", "distill.student_modalities=[joint]"),
     ]
     writing = ("log_every_steps=2", "knn_every_epochs=2", "save_every_epochs=1", "keep_every_epochs=2", "tensorboard=true")

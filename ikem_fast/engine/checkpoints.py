@@ -141,9 +141,10 @@ def _load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} {reason}") from error
     except Exception as error:  # an archive of something else fails in as many ways as there are archives
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint: {first_line(error)}") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+    # Tensors, which may stand anywhere, compare in their own way: types come first.
+    if not isinstance(checkpoint, dict) or not _is_same(checkpoint.get("format"), FORMAT):
         raise CheckpointError(f"checkpoint {path} was not written by this package's training commands")
-    if checkpoint.get("format_version") != FORMAT_VERSION:
+    if not _is_same(checkpoint.get("format_version"), FORMAT_VERSION):
         found = checkpoint.get("format_version")
         raise CheckpointError(f"checkpoint {path} must have format version {FORMAT_VERSION}, got {found!r}")
     for key, kind in _REQUIRED.items():
@@ -154,6 +155,10 @@ def _load(path: Path) -> dict[str, Any]:
     if problems:
         raise CheckpointError(f"checkpoint {path} cannot be used: {listed(problems)}")
     return checkpoint
+
+
+def _is_same(found: Any, expected: str | int) -> bool:
+    return type(found) is type(expected) and found == expected
 
 
 def _find_problems(checkpoint: Mapping[str, Any]) -> list[str]:
@@ -181,8 +186,10 @@ def _find_problems(checkpoint: Mapping[str, Any]) -> list[str]:
     if not isinstance(others, list) or not all(isinstance(state, dict) for state in others):
         problems.append("random_states_of_other_ranks must be a list of states")
     teacher = checkpoint.get("teacher")
-    if teacher is not None and not (isinstance(teacher, dict) and isinstance(teacher.get("run"), str)):
-        problems.append(f"teacher must say which run it is, got {teacher!r}")
+    if teacher is not None and not (
+        isinstance(teacher, dict) and isinstance(teacher.get("run"), str) and isinstance(teacher.get("step"), int)
+    ):
+        problems.append(f"teacher must say which run it is, at which step, got {teacher!r}")
     return problems
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -48,14 +49,17 @@ class RunLog:
     def __init__(self, folder: Path, *, position: int = 0, step: int = 0, tensorboard: bool = True) -> None:
         self._path = folder / LOG_NAME
         self._writer = None
+        self._hook = _QuietHook()
         try:
             self._file = open(self._path, "ab")  # noqa: SIM115 - open as long as the run
             self._file.truncate(min(position, self._file.tell()))
             self._file.seek(0, 2)
             if tensorboard:
                 purge_step = step + 1 if step else None
+                self._hook.install()
                 self._writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=purge_step)
         except OSError as error:
+            self.close()
             raise LogError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def position(self) -> int:
@@ -102,11 +106,28 @@ class RunLog:
 
     def close(self) -> None:
         # On a full disk closing fails once more, and would hide the error that says so.
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # there may be no file yet
             self._file.close()
         if self._writer is not None:
             with suppress(OSError):
                 self._writer.close()
+        self._hook.remove()
+
+
+class _QuietHook:
+    """Keeps the thread of TensorBoard's writer from printing the error that it hands over to the next call anyway."""
+
+    def install(self) -> None:
+        self._before = threading.excepthook
+        threading.excepthook = self
+
+    def remove(self) -> None:
+        if threading.excepthook is self:
+            threading.excepthook = self._before
+
+    def __call__(self, arguments: threading.ExceptHookArgs) -> None:
+        if not (isinstance(arguments.exc_value, OSError) and type(arguments.thread).__module__.startswith("tensorboard")):
+            self._before(arguments)
 
 
 def read_log(run_folder: str | Path) -> Iterator[dict[str, Any]]:
