@@ -17,7 +17,7 @@ import torch
 import ikem_fast
 from ikem_fast import _extension
 
-# Registers the profiles that --hypothesis-profile names. Only the fuzz tests need Hypothesis; they are left out without.
+# Registers the profiles that --hypothesis-profile names. Without Hypothesis the fuzz tests are left out.
 with suppress(ModuleNotFoundError):
     import fuzzing  # noqa: F401
 

@@ -1,8 +1,8 @@
 """What the fuzz tests share: how many cases they try, how files are damaged, and what may come of it.
 
 A reader may do one of two things with whatever it is given: return a correct value, or raise one of the package's own
-errors, which says what is wrong. Every other exception, a crash, a hang, a wrong number taken for a right one, or a file
-that is written is a finding.
+errors, which says what is wrong. Every other exception, a crash, a hang, a wrong number taken for a right one, and any
+file that is written, is a finding.
 
 By default few cases are tried, always the same ones. ``pytest --hypothesis-profile thorough`` tries many more, other
 ones each time: 4000 for most tests, or as many as the environment variable ``IKEM_FAST_FUZZ_CASES`` says.
@@ -14,7 +14,6 @@ import faulthandler
 import hashlib
 import math
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,9 +44,6 @@ settings.register_profile(
     "thorough", max_examples=int(os.environ.get("IKEM_FAST_FUZZ_CASES", "4000")), print_blob=True, **_COMMON
 )
 settings.load_profile("brief")
-
-cases: dict[str, int] = {}
-"""How many cases each test tried, for the report of a thorough run."""
 
 
 def share_of_cases(share: float) -> settings:
@@ -168,20 +164,19 @@ def outcome(call: Callable[[], Value], *, names: str | Path | None = None) -> tu
         call: what is tested.
         names: a file that the message of an error must name.
     """
-    test = sys._getframe(1).f_code.co_name
-    cases[test] = cases.get(test, 0) + 1
     faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
     try:
         return call(), None
-    except Exception as error:
-        if not _is_own(error):
+    except Exception as raised:
+        if not _is_own(raised):
             raise
-        assert str(error).strip(), "an error must say something"
-        if names is not None:
-            assert str(names) in str(error), f"the message does not name {names}: {error}"
-        return None, error
+        error = raised
     finally:
         faulthandler.cancel_dump_traceback_later()
+    assert str(error).strip(), "an error must say something"
+    if names is not None:
+        assert str(names) in str(error), f"the message does not name {names}: {error}"
+    return None, error
 
 
 def _is_own(error: Exception) -> bool:

@@ -126,7 +126,9 @@ def test_weights_of_another_size_are_explained(run):
     checkpoint = checkpoints.load(last(run))
     checkpoint["method"]["hidden_channels"] = 3
     checkpoints.save(last(run), checkpoint)
-    with pytest.raises(CheckpointError, match=r"are not those of IKEM with layout 'nw-ucla' .*: hidden_channels is 2, not 3; "):
+    with pytest.raises(
+        CheckpointError, match=r"are not those of IKEM with layout 'nw-ucla' .*: hidden_channels is 2, not 3; "
+    ):
         engine.load_run(run)
 
 

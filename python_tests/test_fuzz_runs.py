@@ -85,7 +85,9 @@ def changed_tensor(draw, tensor):
             tensor.view(-1)[draw(st.integers(0, tensor.numel() - 1))] = value
             return tensor
         case "shape" if tensor.dim():
-            return draw(st.sampled_from((tensor[:-1], tensor[None], tensor.flatten(), tensor.transpose(0, -1), tensor[0])))
+            return draw(
+                st.sampled_from((tensor[:-1], tensor[None], tensor.flatten(), tensor.transpose(0, -1), tensor[0]))
+            )
         case "type":
             return tensor.to(draw(st.sampled_from((torch.float64, torch.float16, torch.int64, torch.complex64))))
     return draw(odd_tensors)
@@ -270,7 +272,8 @@ odd_arrays = st.one_of(
     odd_scalars.map(lambda value: np.array(value, dtype=object if isinstance(value, str | None.__class__) else None)),
     st.sampled_from(
         (
-            np.zeros(4), np.zeros((4, 3)), np.zeros((4, 3, 1)), np.zeros((4, 0)), np.zeros((3, 3)), np.full((4, 3), np.nan),
+            np.zeros(4), np.zeros((4, 3)), np.zeros((4, 3, 1)), np.zeros((4, 0)), np.zeros((3, 3)),
+            np.full((4, 3), np.nan),
             np.array(["a", "b", "c", "c"]), np.array(["a"] * 4, dtype=object), np.arange(4.0), np.arange(4) - 1,
             np.zeros((4, 3), complex), np.zeros((4, 3), "M8[s]"), np.zeros(4, [("x", "f4")]), np.array("abcd"),
         )

@@ -3,13 +3,14 @@
     python scripts/crash_test.py                      # pretrain, distill and data prepare, 20 kills each; some minutes
     python scripts/crash_test.py --only distill --kills 100 --seed 7
 
-Each attempt is a process that is forked from this one, so that it does not take seconds to import everything. Half of the
-moments are random in time, for the others a phase is awaited, such as the writing of a checkpoint, and the process
+Each attempt is a process that is forked from this one, so that it does not take seconds to import everything. Half of
+the moments are random in time, for the others a phase is awaited, such as the writing of a checkpoint, and the process
 killed some way into it. The seed decides on what is tried; what a kill hits depends on the machine too.
 
-A run passes if all losses and accuracies in log.jsonl, the TensorBoard events, every tensor and value of every checkpoint
-and the resolved configuration are bit for bit those of the run that nobody killed (times apart), and if after each kill
-the last checkpoint is readable. A preparation passes if its folder holds the same files with the same bytes.
+A run passes if all losses and accuracies in log.jsonl, the TensorBoard events, every tensor and value of every
+checkpoint and the resolved configuration are bit for bit those of the run that nobody killed (times apart), and if
+after each kill the last checkpoint is readable. A preparation passes if its folder holds the same files with the same
+bytes.
 """
 
 from __future__ import annotations
@@ -78,6 +79,10 @@ class Monitor:
 
     def count(self, phase: str) -> int:
         return self._read(1 + NAMES.index(phase))
+
+    def reaches(self, phase: str, count: int) -> Callable[[], bool]:
+        """Whether the process has begun something so often, to be asked again and again."""
+        return lambda: self.count(phase) >= count
 
     def clear(self) -> None:
         for index in range(1 + len(NAMES)):
@@ -184,8 +189,7 @@ def attempts(
         elif generator.random() < 0.5:
             ended = process.ends(generator.uniform(0, 0.4 * seconds))
         else:
-            phase, count = generator.choice(phases), generator.randint(1, 12)
-            ended = process.ends(seconds, lambda phase=phase, count=count: process.monitor.count(phase) >= count)
+            ended = process.ends(seconds, process.monitor.reaches(generator.choice(phases), generator.randint(1, 12)))
             # Some way into it, which the process does not know of.
             ended = ended or process.ends(generator.choice((0.0, 0.0005, 0.002, 0.01)))
         begun = not ended and process.kill()
@@ -204,11 +208,17 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
     if isinstance(one, dict) and isinstance(other, dict):
         if list(one) != list(other):
             return [f"{where}: other keys: {sorted(map(str, set(one) ^ set(other)))}"]
-        return [d for key in one if key not in _OF_THE_CLOCK for d in differences(one[key], other[key], f"{where}/{key}")]
+        return [
+            d for key in one if key not in _OF_THE_CLOCK for d in differences(one[key], other[key], f"{where}/{key}")
+        ]
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         if len(one) != len(other):
             return [f"{where}: {len(one)} and {len(other)} entries"]
-        return [d for number, pair in enumerate(zip(one, other, strict=True)) for d in differences(*pair, f"{where}/{number}")]
+        return [
+            d
+            for number, pair in enumerate(zip(one, other, strict=True))
+            for d in differences(*pair, f"{where}/{number}")
+        ]
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         same = one.dtype == other.dtype and one.shape == other.shape and _bytes(one) == _bytes(other)
         return [] if same else [f"{where}: other values"]
@@ -234,13 +244,17 @@ def compare_runs(run: Path, expected: Path) -> int:
     names = [sorted(path.name for path in (folder / checkpoints.FOLDER).iterdir()) for folder in (run, expected)]
     problems += differences(*names, "checkpoints")
     for name in names[1] if names[0] == names[1] else ():
-        problems += differences(*(checkpoints.load(folder / checkpoints.FOLDER / name) for folder in (run, expected)), name)
+        problems += differences(
+            *(checkpoints.load(folder / checkpoints.FOLDER / name) for folder in (run, expected)), name
+        )
     if (run / runs.CONFIG_NAME).read_bytes() != (expected / runs.CONFIG_NAME).read_bytes():
         problems.append(f"{runs.CONFIG_NAME} differs")
     events = [read_events(folder) for folder in (run, expected)]
     for of_run in events:
         of_run.pop("train/clips_per_second", None)
-    problems += differences(*({tag: list(of_run[tag].items()) for tag in sorted(of_run)} for of_run in events), "events")
+    problems += differences(
+        *({tag: list(of_run[tag].items()) for tag in sorted(of_run)} for of_run in events), "events"
+    )
     hidden = sorted(path.name for path in run.iterdir() if path.name.startswith(".") and path.name != ".lock")
     problems += [f"{name} was left behind" for name in hidden]
     if problems:
@@ -274,8 +288,16 @@ def settings(epochs: int) -> engine.Config:
         *("pretrain.milestones=[1]", f"pretrain.cross_epoch={1 + epochs // 2}", "distill.milestones=[1]"),
         *("model.modalities=[joint,motion,bone]", "model.dropout=0.2", "distill.student_modalities=[joint]"),
     ]
-    writing = ("log_every_steps=2", "knn_every_epochs=2", "save_every_epochs=1", "keep_every_epochs=2", "tensorboard=true")
-    return engine.load_config("cpu-small", [*sizes, *recipes, *(f"logging.{setting}" for setting in writing), "threads=1"])
+    writing = (
+        "log_every_steps=2",
+        "knn_every_epochs=2",
+        "save_every_epochs=1",
+        "keep_every_epochs=2",
+        "tensorboard=true",
+    )
+    return engine.load_config(
+        "cpu-small", [*sizes, *recipes, *(f"logging.{setting}" for setting in writing), "threads=1"]
+    )
 
 
 def prepare(out: Path) -> None:

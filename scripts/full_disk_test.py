@@ -1,14 +1,14 @@
 """Fills the disk at one write of a command after another, and repeats the command when there is room again.
 
-    python scripts/full_disk_test.py                  # at the first, a middle and the last write of each kind to each file
-    python scripts/full_disk_test.py --brief          # at one write to each file
-    python scripts/full_disk_test.py --every          # at every write there is
+    python scripts/full_disk_test.py             # the first, a middle and the last write of each kind to each file
+    python scripts/full_disk_test.py --brief     # one write to each file
+    python scripts/full_disk_test.py --every     # every write there is
 
-Needs Linux and a C compiler: full_disk.c, which is loaded into the process, refuses all writes from a given one on, as a
-full disk does. Each command (pretrain, distill, evaluate linear and knn, data prepare) is first done with room, which shows
-the writes that it makes and the end it comes to. A case passes if the command ends with a message that says that there is
-no space left, and without a traceback, if the run's last checkpoint can be loaded then, and if the same command, with room
-again, comes to the same end bit for bit.
+Needs Linux and a C compiler: full_disk.c, which is loaded into the process, refuses all writes from a given one on, as
+a full disk does. Each command (pretrain, distill, evaluate linear and knn, data prepare) is first done with room, which
+shows the writes that it makes and the end it comes to. A case passes if the command ends with a message that says that
+there is no space left, and without a traceback, if the run's last checkpoint can be loaded then, and if the same
+command, with room again, comes to the same end bit for bit.
 """
 
 from __future__ import annotations
@@ -174,7 +174,11 @@ def compare_evaluations(run: Path, expected: Path) -> None:
 
 
 def _plain(scores) -> list:
-    return [scores.sample_names, scores.labels.tolist(), {name: logits.tolist() for name, logits in scores.logits.items()}]
+    return [
+        scores.sample_names,
+        scores.labels.tolist(),
+        {name: logits.tolist() for name, logits in scores.logits.items()},
+    ]
 
 
 def try_all(work: Path, trace: Path, how: str) -> None:

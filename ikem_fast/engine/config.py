@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import io
-import math
 import os
 import types
 import typing

@@ -126,7 +126,9 @@ class _QuietHook:
             threading.excepthook = self._before
 
     def __call__(self, arguments: threading.ExceptHookArgs) -> None:
-        if not (isinstance(arguments.exc_value, OSError) and type(arguments.thread).__module__.startswith("tensorboard")):
+        if not (
+            isinstance(arguments.exc_value, OSError) and type(arguments.thread).__module__.startswith("tensorboard")
+        ):
             self._before(arguments)
 
 
