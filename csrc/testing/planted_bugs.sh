@@ -35,7 +35,7 @@ try() {
   local flags=() link=() words='^FAILED'
   case $mode in
     asan)
-      flags=('-fsanitize=address,undefined' -fno-sanitize-recover=undefined) link=("${flags[@]}")
+      flags=(-O0 '-fsanitize=address,undefined' -fno-sanitize-recover=undefined) link=("${flags[@]}")
       words='ERROR: AddressSanitizer|runtime error:'
       ;;
     race)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import io
+import math
 import os
 import types
 import typing
