@@ -113,7 +113,8 @@ def read_runs(folders: Sequence[str | Path]) -> list[RunRecord]:
 
     Raises:
         CheckpointError: a folder holds no run, or its checkpoint is unusable.
-        ReportError: log or evaluations are damaged, or there is no folder, or one twice.
+        LogError: a log is damaged.
+        ReportError: evaluations are damaged, or there is no folder, or one twice.
     """
     paths = [Path(folder) for folder in folders]
     if not paths:
@@ -165,7 +166,7 @@ def read_curves(folder: Path) -> Curves:
     """The log of a run; one without a log has no curves.
 
     Raises:
-        ReportError: a line is damaged.
+        LogError: it cannot be read, or a line is damaged.
     """
     path = folder / LOG_NAME
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -173,27 +174,20 @@ def read_curves(folder: Path) -> Curves:
     if not path.is_file():
         curves.notes.append(f"{LOG_NAME} is missing, and with it the curves")
         return curves
-    number = 0
-    try:
-        for number, line in enumerate(read_log(folder), start=1):  # noqa: B007 - of the last whole line, for the error
-            if line["kind"] == "note":
-                curves.notes.append(str(line["text"]))
-            elif line["kind"] == "train":
-                values = {("losses", name): value for name, value in line["losses"].items()}
-                values |= {("contrast", name): value for name, value in line.get("contrast_accuracy", {}).items()}
-                values |= {(name, ""): line[name] for name in ("learning_rate", "clips_per_second")}
-                for key, value in values.items():
-                    points.setdefault(key, []).append((float(line["step"]), float(value)))
-                if line["stage"] == "cross" and curves.stage_2 is None:
-                    curves.stage_2 = int(line["step"])
-            elif line["kind"] == "knn":
-                for name, value in line["accuracy"].items():
-                    points.setdefault(("knn", name), []).append((float(line["epoch"]), float(value)))
-    except OSError as error:
-        raise ReportError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ReportError(f"{path} is damaged after line {number}: {reason}") from error
+    for line in read_log(folder):
+        if line["kind"] == "note":
+            curves.notes.append(str(line["text"]))
+        elif line["kind"] == "train":
+            values = {("losses", name): value for name, value in line["losses"].items()}
+            values |= {("contrast", name): value for name, value in line.get("contrast_accuracy", {}).items()}
+            values |= {(name, ""): line[name] for name in ("learning_rate", "clips_per_second")}
+            for key, value in values.items():
+                points.setdefault(key, []).append((float(line["step"]), float(value)))
+            if line["stage"] == "cross" and curves.stage_2 is None:
+                curves.stage_2 = int(line["step"])
+        elif line["kind"] == "knn":
+            for name, value in line["accuracy"].items():
+                points.setdefault(("knn", name), []).append((float(line["epoch"]), float(value)))
     series = {key: tuple(np.array(pairs).T) for key, pairs in points.items()}
     for name in ("losses", "contrast", "knn"):
         setattr(curves, name, {view: series[key] for key in series for view in key[1:] if key[0] == name})

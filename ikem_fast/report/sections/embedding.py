@@ -21,6 +21,7 @@ from ikem_fast.report.records import Material, RunRecord, clock, evenly_spaced
 SCRIPT = "embedding.js"
 _MOST_POINTS = 2000
 _FEWEST_POINTS = 5
+_ALIKE = "the features of all clips are equal or not finite."
 _PERPLEXITY = 30
 _SEED = 0
 _WIDTH = 1000
@@ -55,6 +56,9 @@ def render(material: Material) -> list[Section]:
         begin = time.perf_counter()
         places = {view: tsne(rows) for view, rows in _views(features, every=material.embedding == "modalities").items()}
         seconds["t-SNE"] += time.perf_counter() - begin
+        if not places:
+            notices.append(f"{run.name}: {_ALIKE}")
+            continue
         counts.add(len(features.labels))
         class_names[clip_set.class_names] = None
         figures.append(_figure(run, places, features, clip_set.class_names))
@@ -86,19 +90,20 @@ def _test_features(run: RunRecord, clip_set: ClipSet) -> Features | str:
     batch_size = run.config["knn"]["feature_batch_size"]
     features = extract(method.to(device), clip_set.subset(test), batch_size=batch_size, device=device)
     if not torch.isfinite(features.features).all() or features.features.std(dim=1).max() == 0:
-        return f"{run.name}: the features of all clips are equal or not finite."
+        return f"{run.name}: {_ALIKE}"
     return features
 
 
 def _views(features: Features, every: bool) -> dict[str, Tensor]:
-    """Name to (N, D) features: all modalities together, and each alone if asked for."""
+    """Name to (N, D) features: all modalities together, and each alone if asked for; none that are all equal."""
     together = "all" if len(features.names) > 1 else features.names[0]
     views = {together: fused_features(features.features)}
     if every:
         views |= {
             name: fused_features(rows[None]) for name, rows in zip(features.names, features.features, strict=True)
         }
-    return views
+    # Of clips that all look alike to an encoder there is no plot, and scikit-learn crashes over them.
+    return {name: rows for name, rows in views.items() if rows.std(dim=0).max() > 0}
 
 
 def tsne(features: Tensor | np.ndarray) -> np.ndarray:
