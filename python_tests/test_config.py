@@ -50,7 +50,7 @@ def test_how_processes_share_a_run():
     for override, message in (
         ("distributed.queue=half", r"distributed\.queue must be one of whole, sharded, got 'half'"),
         ("batch_statistics=own", r"distributed\.batch_statistics must be one of synchronised, per_rank, got 'own'"),
-        ("timeout_minutes=0", r"distributed\.timeout_minutes must be above 0, got 0"),
+        ("timeout_minutes=0", r"distributed\.timeout_minutes must be above 0 and below 1e\+06, got 0"),
         ("pretrain.accumulate_steps=3", r"pretrain\.batch_size must be a multiple of pretrain\.accumulate_steps = 3"),
         ("distill.accumulate_steps=0", r"distill\.accumulate_steps must be at least 1, got 0"),
         ("distill.reference_batch_size=0", r"distill\.reference_batch_size must be at least 1, got 0"),

@@ -287,6 +287,7 @@ def test_dependencies_are_those_of_the_project(gpu_check):
         "tqdm",
         "tensorboard",
         "matplotlib",
+        "scikit-learn",
         "scipy",
         "safetensors",
     ]
