@@ -288,7 +288,6 @@ def test_dependencies_are_those_of_the_project(gpu_check):
         "tensorboard",
         "matplotlib",
         "scikit-learn",
-        "scipy",
         "safetensors",
     ]
 

@@ -297,11 +297,15 @@ def read_dataset_file(folder: Path) -> dict[str, Any]:
 def _read_metadata(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; prepare one with `python -m ikem_fast.data prepare`")
-    if not (folder / DATASET_FILE).exists():
+    try:
+        (folder / DATASET_FILE).stat()
+    except FileNotFoundError:
         raise DataError(
             f"{folder}: no {DATASET_FILE}, so this is no finished folder of prepared clips; "
             "run the same `python -m ikem_fast.data prepare` command again to finish an interrupted one"
-        )
+        ) from None
+    except OSError as error:
+        raise DataError(f"{folder / DATASET_FILE}: {error.strerror}") from None
     metadata = read_dataset_file(folder)
     expected = {
         "kind": str,

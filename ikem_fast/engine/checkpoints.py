@@ -127,9 +127,9 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
     try:
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint {path} does not exist")
         check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -139,6 +139,8 @@ def _load(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         reason = "holds more than plain values and tensors, which this package neither writes nor loads"
         raise CheckpointError(f"checkpoint {path} {reason}") from error
+    except CheckpointError:
+        raise
     except Exception as error:  # an archive of something else fails in as many ways as there are archives
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint: {first_line(error)}") from error
     # Tensors, which may stand anywhere, compare in their own way: types come first.
@@ -225,7 +227,7 @@ def load_of_run(run_folder: str | Path) -> dict[str, Any]:
         CheckpointError: the folder holds no run or its checkpoint is unusable.
     """
     path = Path(run_folder) / FOLDER / LAST
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise CheckpointError(f"{run_folder} holds no run: {path} does not exist{_usable_beside(path)}")
     return load(path)
 

@@ -44,7 +44,7 @@ BATCH_STATISTICS = ("synchronised", "per_rank")
 QUEUES = ("whole", "sharded")
 
 
-_LARGEST = 2.0**63  # numbers are below it, as what follows keeps them in 64 bits
+_LARGEST = math.ldexp(1, 63)  # numbers are below it, as what follows keeps them in 64 bits
 # What yaml and OmegaConf raise for text they cannot read: ValueError for a date or number that is none, TypeError and
 # AttributeError for keys they cannot use.
 _NOT_YAML = (

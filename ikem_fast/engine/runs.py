@@ -247,10 +247,13 @@ def _open_folder(
     num_ranks: int,
 ) -> dict[str, Any] | None:
     """The checkpoint to go on from, if any; the folder is ready for the run then."""
-    checkpoint = None if restart else _checkpoint_to_continue(out, kind, config, layout, data, extra, num_ranks)
     header = f"Resolved configuration of: {kind} on {data['folder']}"
     if "teacher" in extra:
         header += f", taught by {extra['teacher']['run']}"
+    try:
+        checkpoint = None if restart else _checkpoint_to_continue(out, kind, config, layout, data, extra, num_ranks)
+    except OSError as error:
+        raise RunError(f"run folder {out} cannot be read: {error.strerror or error}") from error
     try:
         if checkpoint is None:
             _clear(out)
@@ -357,9 +360,11 @@ def _change_is_harmless(
 
 def _clear(out: Path) -> None:
     """Removes the files of a run, and nothing else that may lie in the folder."""
-    for name in (checkpoints.FOLDER, TENSORBOARD_FOLDER, "evaluation"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    (out / LOG_NAME).unlink(missing_ok=True)
+    for path in (out / name for name in (checkpoints.FOLDER, TENSORBOARD_FOLDER, "evaluation", LOG_NAME)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

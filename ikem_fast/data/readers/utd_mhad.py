@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from ikem_fast.data.readers.base import Protocol, Reader, Sample, check_recording
+from ikem_fast.data.readers.mat_file import read_array
 from ikem_fast.layouts import Layout
 
 _NAME = re.compile(r"a([1-9]\d?)_s([1-9]\d{0,3})_t([1-9]\d{0,3})_skeleton\.mat", re.ASCII)
@@ -34,16 +34,7 @@ def parse_name(file_name: str) -> Sample | None:
 
 def read(path: Path, layout: Layout) -> np.ndarray:
     """(3, F, V, 1) float64 from the variable ``d_skel``, which is (V, 3, F)."""
-    with open(path, "rb") as file:
-        try:
-            content = loadmat(file, variable_names=("d_skel",))
-        except Exception as error:  # a damaged file makes scipy raise errors of many kinds
-            raise ValueError(f"not a MATLAB file: {type(error).__name__}: {error}") from None
-    if "d_skel" not in content:
-        raise ValueError("has no variable 'd_skel'")
-    skeleton = content["d_skel"]
-    if not isinstance(skeleton, np.ndarray) or skeleton.dtype.kind not in "iuf":
-        raise ValueError("'d_skel' must be an array of numbers")
+    skeleton = read_array(path.read_bytes(), "d_skel")
     if skeleton.ndim == 2:
         skeleton = skeleton[:, :, None]  # MATLAB drops the last axis of a single frame
     if skeleton.ndim != 3 or skeleton.shape[:2] != (layout.num_joints, 3):
