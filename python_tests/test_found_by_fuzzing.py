@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 import yaml
 from engine_helpers import tiny_config, write_clips
-from skeleton_text import make_text
+from skeleton_text import make_lines, make_text
 
-from ikem_fast import engine, layouts, load_reference
+from ikem_fast import _extension, engine, layouts, load_reference
 from ikem_fast.archives import check_archive
 from ikem_fast.atomic import leftovers
 from ikem_fast.data import READERS, ClipSet, DataError, journal, prepare, synthetic
@@ -38,6 +43,51 @@ def test_true_is_no_coordinate(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"skeletons": skeletons}))
     with pytest.raises(ValueError, match=r"'skeletons' must be \(frames, 20, 3\) numbers"):
         READERS["nw-ucla"].read(tmp_path / "a.json", layouts.get("nw-ucla"))
+
+
+_WITH_COMMA = """
+import locale, sys
+from ikem_fast import _extension
+locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
+assert locale.localeconv()["decimal_point"] == ","
+print(_extension.require().parse_skeleton(sys.argv[1], 25, 2, 300)[0][:, 0, 0, 0].tolist())
+"""
+
+
+@pytest.mark.skipif(shutil.which("localedef") is None, reason="needs localedef")
+def test_numbers_in_a_process_that_writes_commas(tmp_path):
+    """Numbers too small for a double were read up to the point: 1.5e-400 as 1."""
+    made = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")]
+    if subprocess.run(made, capture_output=True, check=False).returncode:
+        pytest.skip("the locale's source is not installed")
+    lines, _ = make_lines([1])
+    lines[4] = "1.5e-400 -2.5 0.5 0 0 0 0 0 0 0 0 0"
+    (tmp_path / "a.skeleton").write_text("\n".join(lines))
+    package_folder = str(_extension.PACKAGE_FOLDER.parent)
+    environment = {**os.environ, "LOCPATH": str(tmp_path), "PYTHONPATH": package_folder}
+    command = [sys.executable, "-c", _WITH_COMMA, str(tmp_path / "a.skeleton")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [0.0, -2.5, 0.5]
+
+
+def test_numbers_of_thousands_of_digits(tmp_path):
+    (tmp_path / "a.json").write_text("9" * 5000)
+    with pytest.raises(ValueError, match="not JSON: Exceeds the limit"):
+        READERS["nw-ucla"].read(tmp_path / "a.json", layouts.get("nw-ucla"))
+
+
+def test_matlab_file_on_which_scipy_ends_the_process(tmp_path):
+    """An element that claims another type than it has, and more bytes than there are."""
+    path = tmp_path / "a.mat"
+    scipy.io.savemat(path, {"d_skel": np.zeros((20, 3, 2))})
+    content = bytearray(path.read_bytes())
+    for position in range(128, len(content) - 970):
+        for value in (0, 0xFF):
+            path.write_bytes(content[:position] + bytes([value]) + content[position + 1 :])
+            xyz = None
+            with suppress(ValueError):
+                xyz = READERS["utd-mhad"].read(path, layouts.get("utd-mhad"))
+            assert xyz is None or xyz.shape == (3, 2, 20, 1)
 
 
 def test_names_with_thousands_of_digits(tmp_path):

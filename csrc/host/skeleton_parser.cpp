@@ -1,6 +1,7 @@
 #include "skeleton_parser.h"
 
 #include <fcntl.h>
+#include <locale.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl/filesystem.h>
@@ -85,8 +86,12 @@ std::optional<double> to_number(std::string_view word) {
     double value = 0;
     const auto [stop, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
     if (stop != digits.data() + digits.size() || error == std::errc::invalid_argument) return std::nullopt;
-    // from_chars does not say whether the number is too large or too small; strtod gives infinity or (nearly) zero.
-    if (error == std::errc::result_out_of_range) return std::strtod(std::string(digits).c_str(), nullptr);
+    // from_chars does not say whether the number is too large or too small; strtod gives infinity or (nearly) zero, and
+    // with a locale of its own does not stop at the point where the process's has a comma.
+    if (error == std::errc::result_out_of_range) {
+        static const locale_t plain = newlocale(LC_ALL_MASK, "C", nullptr);
+        return strtod_l(std::string(digits).c_str(), nullptr, plain);
+    }
     return value;
 }
 

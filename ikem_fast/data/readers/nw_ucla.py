@@ -46,7 +46,10 @@ def read(path: Path, layout: Layout) -> np.ndarray:
         content = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise ValueError(f"line {error.lineno}: not JSON: {error.msg}") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no text, numbers of thousands of digits, deep nesting
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(content, dict) or "skeletons" not in content:
         raise ValueError("must be a JSON object with the key 'skeletons'")
