@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from ikem_fast import _extension
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "full_disk_test.py"
 
@@ -18,9 +21,9 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "full_disk_test.py"
     reason="needs Linux and a C compiler",
 )
 def test_every_kind_of_file_that_a_command_writes():
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--brief"], capture_output=True, text=True, timeout=400, check=False
-    )
+    command = [sys.executable, str(SCRIPT), "--brief"]
+    environment = {**os.environ, "PYTHONPATH": str(_extension.PACKAGE_FOLDER.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("pretrain", "evaluate linear", "evaluate knn", "data prepare"):
         assert f"{name}: " in done.stdout
