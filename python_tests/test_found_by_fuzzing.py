@@ -25,8 +25,8 @@ from ikem_fast.data import READERS, ClipSet, DataError, journal, prepare, synthe
 from ikem_fast.data.listing import read_missing_list
 from ikem_fast.engine import ConfigError, checkpoints, load_config, run_log
 from ikem_fast.engine.checkpoints import CheckpointError
-from ikem_fast.evaluation import load_scores
-from ikem_fast.evaluation.scores import ScoresError
+from ikem_fast.evaluation import Scores, load_scores
+from ikem_fast.evaluation.scores import ScoresError, save_scores
 from ikem_fast.layouts import LayoutError
 from ikem_fast.reference import ReferenceCheckpointError
 from ikem_fast.yaml_size import check_size
@@ -487,6 +487,21 @@ def test_scores_that_cannot_be(tmp_path, arrays, reason):
     np.savez(tmp_path / "scores.npz", **{**whole, **arrays})
     with pytest.raises(ScoresError, match=rf"scores\.npz: {reason}"):
         load_scores(tmp_path / "scores.npz")
+
+
+def test_archives_whose_directory_swallowed_members(tmp_path):
+    """A single bit, of which there is no checksum, left scores out without a word."""
+    path = tmp_path / "scores.npz"
+    logits = {f"student/{name}": np.eye(3, dtype=np.float32) for name in ("joint", "motion", "all")}
+    save_scores(path, Scores(("a", "b", "c"), np.arange(3), logits))
+    content = bytearray(path.read_bytes())
+    first = content.index(b"PK\x01\x02")
+    second = content.index(b"PK\x01\x02", first + 1)
+    third = content.index(b"PK\x01\x02", second + 1)
+    content[first + 32] = third - second  # length of a comment, which is the second entry now
+    path.write_bytes(content)
+    with pytest.raises(ScoresError, match=r"its directory lists 4 members, and must list 5 different ones"):
+        load_scores(path)
 
 
 def test_released_checkpoints_with_values_that_cannot_be(tmp_path):
