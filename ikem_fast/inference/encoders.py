@@ -71,7 +71,8 @@ class FrozenEncoders(ModalityModule):
         early_fusion = names == (EARLY_FUSION,)
         frozen = cls(
             method.layout,
-            method.student_modalities if early_fusion else names,
+            # What the trainer derives for it, whatever order they were named in.
+            method.view_modalities[1] if early_fusion else names,
             hidden_channels=method.hidden_channels,
             feature_size=method.feature_size,
             chest_normal=method.chest_normal,
