@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ikem_fast.data.preprocess import fit_persons, prepare_clip
+from ikem_fast.data.readers.base import DataError
 from ikem_fast.layouts import Layout
 
 if TYPE_CHECKING:
@@ -38,6 +39,25 @@ class Preparation:
         """That of a prepared folder."""
         named = {name: clip_set.metadata[name] for name in ("kind", "num_frames", "centring", "rotation")}
         return cls(num_persons=clip_set.num_persons, **named)
+
+    @classmethod
+    def of_run(cls, data: Mapping[str, Any]) -> Preparation | None:
+        """That of the clips a run was trained on: as its checkpoint says, or else the data set; None if neither does.
+
+        Args:
+            data: the checkpoint's ``data``.
+
+        Raises:
+            ValueError: the checkpoint says something else than a preparation.
+        """
+        from ikem_fast.data.clip_set import ClipSet
+
+        if "preparation" in data:
+            return cls.from_dict(data["preparation"])
+        try:
+            return cls.of_clips(ClipSet.open(data["folder"]))
+        except (DataError, KeyError, TypeError):
+            return None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preparation:

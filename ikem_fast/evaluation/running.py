@@ -104,11 +104,11 @@ def evaluate_run(
     if len(folders) > 1 and out is None:
         raise SubjectError(f"out must name a folder for the results of {len(folders)} runs, got none")
     # All that can be found wrong is found before anything is computed.
-    plans = _make_plans(folders, evaluation, config, overrides, part, data)
+    first, plans = _make_plans(folders, evaluation, config, overrides, part, data)
     settings = plans[0].settings
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    clip_set = _open_clips(Run.load(folders[0]), data, transfer, persons)
+    clip_set = _open_clips(first, data, transfer, persons)
     sets = clip_set.split("train"), clip_set.split("test")
     folder = folders[0] / FOLDER if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,8 @@ def evaluate_run(
     judgement: Judgement | None = None
     judged: set[tuple[str, int | None]] = set()  # encoders by their weights, and the seed where there is one
     for number, plan in enumerate(plans):
-        for subject, seeds in _subjects(plan, evaluation, untrained, part):
+        run = first if number == 0 else Run.load(plan.folder)  # of many runs one at a time is held
+        for subject, seeds in _subjects(run, plan, evaluation, untrained, part):
             weights = subjects.digest(subject)
             keys = {seed: (weights, seed if evaluation.seeded else None) for seed in seeds}
             new = [seed for seed in seeds if keys[seed] not in judged]
@@ -167,13 +168,13 @@ def evaluate_run(
     write_csv(folder / f"{name}.csv", table)
     _write_scores(folder / f"{name}_scores.npz", results, plans, sets[1], several)
     if evaluation.keep_function is not None and len(plans) == 1 and not transfer:
-        first = {}
+        of_first_seed = {}
         for result in results:
             if not result.untrained:
-                first.setdefault(result.subject_name, result.outcome.result)
+                of_first_seed.setdefault(result.subject_name, result.outcome.result)
         evaluation.keep_function(
             folder,
-            first,
+            of_first_seed,
             recipe=vars(getattr(settings, evaluation.section)),
             seed=plans[0].seeds[0],
             step=plans[0].facts["step"],
@@ -189,8 +190,8 @@ def _make_plans(
     overrides: Sequence[str],
     part: str | None,
     data: str | Path | None,
-) -> list[_Plan]:
-    """Settings and seeds of every run; raises SubjectError unless they can be judged together."""
+) -> tuple[Run, list[_Plan]]:
+    """The first run, and settings and seeds of every run; raises SubjectError unless they can be judged together."""
     plans: list[_Plan] = []
     first: Run | None = None
     trained: dict[str, Path] = {}
@@ -217,7 +218,7 @@ def _make_plans(
             if data is None and of_first != of_this:
                 raise SubjectError(f"{plans[0].folder} and {folder} were trained on other clips: give --data")
         plans.append(plan)
-    return plans
+    return first, plans
 
 
 def _open_clips(run: Run, data: str | Path | None, transfer: bool, persons: int | None) -> ClipSet:
@@ -233,7 +234,7 @@ def _open_clips(run: Run, data: str | Path | None, transfer: bool, persons: int 
         return clip_set
     if persons is not None and persons < 1:
         raise ValueError(f"persons must be at least 1, got {persons}")
-    preparation = _preparation_of(run)
+    preparation = Preparation.of_run(run.checkpoint["data"])
     if preparation is not None:
         wrong = [
             f"{name} is {getattr(preparation, name)} there and {clip_set.metadata[name]} here"
@@ -251,22 +252,10 @@ def _open_clips(run: Run, data: str | Path | None, transfer: bool, persons: int 
     return clip_set.fitted(layout, preparation.num_persons if persons is None else persons)
 
 
-def _preparation_of(run: Run) -> Preparation | None:
-    """How a run's clips were made, from its checkpoint or else from its data set; None where neither says it."""
-    remembered = run.checkpoint["data"].get("preparation")
-    if remembered is not None:
-        return Preparation.from_dict(remembered)
-    try:
-        return Preparation.of_clips(ClipSet.open(run.checkpoint["data"]["folder"]))
-    except DataError:
-        return None
-
-
 def _subjects(
-    plan: _Plan, evaluation: Evaluation, untrained: bool, part: str | None
+    run: Run, plan: _Plan, evaluation: Evaluation, untrained: bool, part: str | None
 ) -> Iterator[tuple[Subject, list[int]]]:
     """The sets of encoders that are judged of a run, and the seeds they are judged with."""
-    run = Run.load(plan.folder)
     for subject in subjects.trained_subjects(run, part):
         yield subject, plan.seeds if evaluation.seeded else plan.seeds[:1]
     if untrained:

@@ -76,7 +76,7 @@ def _of_run(folder: Path, part: str | None, precision: str | None) -> Model:
         method.precision = precision
     parts = (_PRETRAINED,) if isinstance(method, IKEM) else _DISTILLED
     part = _check_part(part, parts, f"run {folder}")
-    preparation = _preparation_of(checkpoint)
+    preparation = Preparation.of_run(checkpoint["data"])
     origin = {
         "run": {"kind": checkpoint["kind"], "epoch": checkpoint["epoch"], "step": checkpoint["step"]},
         "part": part,
@@ -95,17 +95,6 @@ def _of_run(folder: Path, part: str | None, precision: str | None) -> Model:
     if problem:
         return Model(encoders, preparation, None, origin, f"{path} is of no use: {problem}")
     return Model(encoders, preparation, heads, origin)
-
-
-def _preparation_of(checkpoint: Mapping[str, Any]) -> Preparation | None:
-    """As the checkpoint says; checkpoints that do not say it leave the data folder to be asked, if it is there."""
-    data = checkpoint["data"]
-    if "preparation" in data:
-        return Preparation.from_dict(data["preparation"])
-    try:
-        return Preparation.of_clips(ClipSet.open(data["folder"]))
-    except (DataError, KeyError, TypeError):
-        return None
 
 
 def _misfit(heads: LinearHeads, encoders: FrozenEncoders, preparation: Preparation | None, step: int) -> str | None:
