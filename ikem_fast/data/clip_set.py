@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -249,6 +249,14 @@ class ClipSet:
             indices=torch.from_numpy(indices),
         )
         return batch if torch.device(device).type == "cpu" else batch.to(device)
+
+    def in_batches(
+        self, batch_size: int, *, device: str | torch.device = "cpu", file_frame_count: bool = True
+    ) -> Iterator[tuple[slice, Batch]]:
+        """All clips in order, ``batch_size`` at a time: which positions they are, and what ``batch`` gives of them."""
+        for start in range(0, len(self), batch_size):
+            stop = min(start + batch_size, len(self))
+            yield slice(start, stop), self.batch(range(start, stop), device=device, file_frame_count=file_frame_count)
 
     def check_indices(self, indices: Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
         """Positions in this set as a new (B,) int64 array; ValueError and IndexError say what is wrong with others."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ikem_fast.evaluation.outcomes import Column
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,31 @@ class AccuracyRow:
     best_epoch: int
     weights: tuple[float, ...] | None = None
 
+    @classmethod
+    def of_scores(
+        cls,
+        name: str,
+        modalities: tuple[str, ...],
+        scores: Tensor,
+        labels: Tensor,
+        history: Sequence[float],
+        epochs: Sequence[int],
+        *,
+        weights: tuple[float, ...] | None = None,
+    ) -> AccuracyRow:
+        """The row of a view whose test clips have these scores.
+
+        Args:
+            name, modalities, weights: the attributes.
+            scores: (N, classes), those of the headline.
+            labels: (N,) int64.
+            history: top-1 accuracy after each of the tested epochs.
+            epochs: which those were.
+        """
+        best = max(history)
+        top1, top5 = (top_k_accuracy(scores, labels, k).item() for k in (1, 5))
+        return cls(name, modalities, top1, top5, best, epochs[history.index(best)], weights)
+
     def as_json(self) -> dict[str, Any]:
         """The row as plain values; ``weights`` only where there are any."""
         values = {**vars(self), "modalities": list(self.modalities)}
@@ -59,3 +87,18 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
     """(N,), (N,) to (classes, classes) int64 counts: true class down, predicted class across."""
     return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).reshape(num_classes, -1)
+
+
+def accuracy_columns(headline: str) -> tuple[Column, ...]:
+    """Columns for rows of ``AccuracyRow``.
+
+    Args:
+        headline: of which epoch ``top1`` is, in words.
+    """
+    return (
+        Column(f"top-1 % ({headline})", ("top1",)),
+        Column("top-5 %", ("top5",)),
+        Column("best epoch on test %", ("best_top1",)),
+        Column("at epoch", ("best_epoch",)),
+        Column("batch size", ("batch_size",)),
+    )

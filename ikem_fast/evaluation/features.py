@@ -76,14 +76,13 @@ def extract(
     rows: Tensor | None = None
     labels = torch.empty(len(clip_set), dtype=torch.int64)
     with torch.no_grad(), evaluation_mode(method):
-        for start in range(0, len(clip_set), batch_size):
-            stop = min(start + batch_size, len(clip_set))
-            batch = clip_set.batch(range(start, stop), device=device, file_frame_count=method.quirks.file_frame_count)
+        file_frame_count = method.quirks.file_frame_count
+        for positions, batch in clip_set.in_batches(batch_size, device=device, file_frame_count=file_frame_count):
             features = method.features(batch.clips, batch.num_frames, **arguments)
             if rows is None:
                 rows = torch.empty(features.shape[0], len(clip_set), features.shape[2])
-            rows[:, start:stop] = features.float().cpu()
-            labels[start:stop] = batch.labels.cpu()
+            rows[:, positions] = features.float().cpu()
+            labels[positions] = batch.labels.cpu()
     return Features(features=rows, names=tuple(names), labels=labels, sample_names=tuple(clip_set.names))
 
 

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from ikem_fast.data import open_source
 from ikem_fast.engine.config import Config, FinetuneConfig, augmentation_settings
 from ikem_fast.engine.randomness import epoch_order, generator
-from ikem_fast.evaluation.accuracy import AccuracyRow, confusion_matrix, top_k_accuracy
+from ikem_fast.evaluation.accuracy import AccuracyRow, accuracy_columns, confusion_matrix, top_k_accuracy
 from ikem_fast.evaluation.features import evaluation_mode
-from ikem_fast.evaluation.outcomes import Column, Judgement, Outcome
+from ikem_fast.evaluation.outcomes import Judgement, Outcome
 from ikem_fast.evaluation.views import fusion_weights, views_of
 from ikem_fast.methods.common import THREE_MODALITIES, ModalityModule, encoder_input, fuse_early
 from ikem_fast.methods.distillation import EARLY_FUSION
@@ -205,16 +205,9 @@ def finetune(
             )
     rows = []
     for view, members in views.items():
-        best = max(history[view])
         rows.append(
-            AccuracyRow(
-                name=view,
-                modalities=members,
-                top1=history[view][-1],
-                top5=top_k_accuracy(scores[view], test_labels, 5).item(),
-                best_top1=best,
-                best_epoch=tested[history[view].index(best)],
-                weights=weights.get(view),
+            AccuracyRow.of_scores(
+                view, members, scores[view], test_labels, history[view], tested, weights=weights.get(view)
             )
         )
     fullest = scores[rows[-1].name]
@@ -239,9 +232,8 @@ def predict(
     """Logits (S, N, classes) float32 on the CPU of every clip of a set, in eval mode and without augmentation."""
     pieces = []
     with evaluation_mode(module):
-        for start in range(0, len(clip_set), batch_size):
-            positions = range(start, min(start + batch_size, len(clip_set)))
-            batch = clip_set.batch(positions, device=device, file_frame_count=module.quirks.file_frame_count)
+        file_frame_count = module.quirks.file_frame_count
+        for _, batch in clip_set.in_batches(batch_size, device=device, file_frame_count=file_frame_count):
             pieces.append(module(module.derive(batch.clips, batch.num_frames)).float().cpu())
     return torch.cat(pieces, dim=1)
 
@@ -302,16 +294,7 @@ def judge(
         rows = tuple(row.as_json() for row in result.rows)
         outcomes.append(Outcome(rows, facts, confusion, result.history, result.scores, result))
     title = f"finetuned on all {len(train_set)} labels, last epoch of {section.epochs}"
-    return Judgement(title, COLUMNS, tuple(outcomes))
-
-
-COLUMNS = (
-    Column("top-1 % (last epoch)", ("top1",)),
-    Column("top-5 %", ("top5",)),
-    Column("best epoch on test %", ("best_top1",)),
-    Column("at epoch", ("best_epoch",)),
-    Column("batch size", ("batch_size",)),
-)
+    return Judgement(title, accuracy_columns("last epoch"), tuple(outcomes))
 
 
 def source_settings(settings: Config) -> dict[str, Any]:

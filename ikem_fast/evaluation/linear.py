@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from ikem_fast.engine.config import Config, LinearConfig
 from ikem_fast.engine.randomness import epoch_order, generator
-from ikem_fast.evaluation.accuracy import AccuracyRow, confusion_matrix, top_k_accuracy
+from ikem_fast.evaluation.accuracy import AccuracyRow, accuracy_columns, confusion_matrix, top_k_accuracy
 from ikem_fast.evaluation.features import Features, extract
 from ikem_fast.evaluation.heads import HEADS_FILE, save_heads
 from ikem_fast.evaluation.linear_classifier import LinearClassifier
-from ikem_fast.evaluation.outcomes import Column, Judgement, Outcome
+from ikem_fast.evaluation.outcomes import Judgement, Outcome
 from ikem_fast.evaluation.views import fusion_weights, views_of
 from ikem_fast.methods import IKEM, RelationalDistillation, evaluated_encoders
 from ikem_fast.methods.distillation import EARLY_FUSION
@@ -274,16 +274,11 @@ def train_heads_of_seeds(
                     f"lower linear.learning_rate, which is {settings.learning_rate:g}",
                     stacklevel=2,
                 )
-            best = max(history[name])
+            weights = None if name in views else weights_of[view]
+            epochs = range(1, settings.epochs + 1)
             rows.append(
-                AccuracyRow(
-                    name=name,
-                    modalities=views[view],
-                    top1=top_k_accuracy(scores[name], test.labels, 1).item(),
-                    top5=top_k_accuracy(scores[name], test.labels, 5).item(),
-                    best_top1=best,
-                    best_epoch=history[name].index(best) + 1,
-                    weights=None if name in views else weights_of[view],
+                AccuracyRow.of_scores(
+                    name, views[view], scores[name], test.labels, history[name], epochs, weights=weights
                 )
             )
         fullest = scores[list(views)[-1]]
@@ -408,13 +403,7 @@ def judge(
     )
     best = results[0].best_epoch_on_test
     reported = "best epoch on the test set" if best else "last epoch"
-    columns = (
-        Column(f"top-1 % ({'best on test' if best else 'last epoch'})", ("top1",)),
-        Column("top-5 %", ("top5",)),
-        Column("best epoch on test %", ("best_top1",)),
-        Column("at epoch", ("best_epoch",)),
-        Column("batch size", ("batch_size",)),
-    )
+    columns = accuracy_columns("best on test" if best else "last epoch")
     title = f"linear evaluation, {reported} of {results[0].epochs}"
     return Judgement(title, columns, tuple(_outcome(result, reported) for result in results))
 

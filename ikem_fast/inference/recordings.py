@@ -103,10 +103,8 @@ class ClipReader:
             different = self.preparation.differences(Preparation.of_clips(clip_set))
             if different:
                 raise ValueError(f"data set {clip_set.folder} must be prepared as the model's: {', '.join(different)}")
-        for start in range(0, len(clip_set), batch_size):
-            indices = range(start, min(start + batch_size, len(clip_set)))
-            batch = clip_set.batch(indices, file_frame_count=self.file_frame_count)
-            names = [clip_set.names[index] for index in indices]
+        for positions, batch in clip_set.in_batches(batch_size, file_frame_count=self.file_frame_count):
+            names = list(clip_set.names[positions])
             yield ClipBatch(batch.clips, batch.num_frames, names, names)
 
     def _of_tensor(self, clips: Tensor, num_frames: object, batch_size: int) -> Iterator[ClipBatch]:
