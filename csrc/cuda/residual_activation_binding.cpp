@@ -17,12 +17,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-std::vector<int64_t> sizes_of(const Tensor& tensor) {
-  std::vector<int64_t> sizes(tensor.dim());
-  for (int64_t i = 0; i < tensor.dim(); ++i) sizes[i] = tensor.size(i);
-  return sizes;
-}
-
 Tensor dense(const char* name, const Tensor& tensor, const Tensor& x, ScalarType type) {
   STD_TORCH_CHECK(tensor.scalar_type() == type && tensor.is_cuda() &&
                       tensor.get_device_index() == x.get_device_index(),

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <string>
+#include <vector>
 
 #include "cuda/element_type.h"
 
@@ -26,6 +27,12 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
+}
+
+inline std::vector<int64_t> sizes_of(const torch::stable::Tensor& tensor) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < tensor.dim(); ++i) sizes.push_back(tensor.size(i));
+  return sizes;
 }
 
 inline std::string describe_sizes(const torch::stable::Tensor& tensor) {

@@ -15,12 +15,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-std::vector<int64_t> sizes_of(const Tensor& tensor) {
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < tensor.dim(); ++i) sizes.push_back(tensor.size(i));
-  return sizes;
-}
-
 float* floats(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
 // The tensors of an operator, dense and from a multiple of 16 bytes on, on the device of x.
