@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import ikem_fast
-from ikem_fast import _extension
+from ikem_fast import _extension, engine
 
 # Registers the profiles that --hypothesis-profile names. Without Hypothesis the fuzz tests are left out.
 with suppress(ModuleNotFoundError):
@@ -67,6 +68,19 @@ def one_thread():
 def clips(tmp_path_factory):
     """A prepared folder of random clips."""
     return engine_helpers.write_clips(tmp_path_factory.mktemp("data") / "clips")
+
+
+@pytest.fixture(scope="module")
+def finished(clips, tmp_path_factory):
+    """A run of three steps."""
+    config = engine_helpers.tiny_config("max_steps=3")
+    return engine.pretrain(clips, tmp_path_factory.mktemp("runs") / "run", config, progress=False)
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it: last.pt is of step 3, previous.pt of step 2."""
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,11 @@ def write_clips(folder: Path, *, seed: int = 0, layout: str = "nw-ucla", num_tra
     return folder
 
 
+def last(run):
+    """The last checkpoint of a run."""
+    return run / "checkpoints" / "last.pt"
+
+
 def tiny_config(*overrides: str) -> Config:
     return load_config("cpu-small", (*TINY, *overrides))
 

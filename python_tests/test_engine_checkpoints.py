@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import torch
-from engine_helpers import TINY, tiny_config, write_clips
+from engine_helpers import TINY, last, tiny_config, write_clips
 
 from ikem_fast import engine
 from ikem_fast.engine import checkpoints, run_log
@@ -18,21 +18,6 @@ from ikem_fast.engine.runs import fingerprint
 from ikem_fast.methods import IKEM, RelationalDistillation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def finished(clips, tmp_path_factory):
-    return engine.pretrain(clips, tmp_path_factory.mktemp("runs") / "run", tiny_config("max_steps=3"), progress=False)
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    """A copy of a run of three steps: last.pt is of step 3, previous.pt of step 2."""
-    return shutil.copytree(finished, tmp_path / "run")
-
-
-def last(run):
-    return run / "checkpoints" / "last.pt"
 
 
 def test_loaded_run_gives_the_trained_module(run):

@@ -15,7 +15,7 @@ import pytest
 import scipy.io
 import torch
 import yaml
-from engine_helpers import tiny_config, write_clips
+from engine_helpers import last, tiny_config, write_clips
 from skeleton_text import make_lines, make_text
 
 from ikem_fast import _extension, engine, layouts, load_reference
@@ -302,15 +302,6 @@ def test_names_of_presets_of_thousands_of_letters():
 
 
 # ---- what runs write -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(clips, tmp_path):
-    return engine.pretrain(clips, tmp_path / "run", tiny_config("max_steps=3"), progress=False)
-
-
-def last(run):
-    return run / "checkpoints" / "last.pt"
 
 
 @pytest.mark.parametrize(

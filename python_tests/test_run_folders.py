@@ -11,7 +11,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from engine_helpers import TINY, assert_same_run, tiny_config, write_clips
+from engine_helpers import TINY, assert_same_run, last, tiny_config, write_clips
 
 from ikem_fast import engine, layouts, train
 from ikem_fast.data import ClipSet, DataError, prepare
@@ -20,20 +20,6 @@ from ikem_fast.engine.checkpoints import CheckpointError
 from ikem_fast.layouts import LayoutError, list_differences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def finished(clips, tmp_path_factory):
-    return engine.pretrain(clips, tmp_path_factory.mktemp("runs") / "run", tiny_config("max_steps=3"), progress=False)
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "run")
-
-
-def last(run):
-    return run / "checkpoints" / "last.pt"
 
 
 # ---- permissions -----------------------------------------------------------------------------------------------------
