@@ -79,22 +79,36 @@ def release_optimizer(module: torch.nn.Module, arrays: dict[str, np.ndarray]) ->
 
 
 def assert_first_step_agrees(module: torch.nn.Module, arrays: dict[str, np.ndarray], *, num_gradients: int) -> None:
-    """Queues, pointers and gradients after the first backward pass."""
-    state = to_reference(module)
+    """Queues and gradients after the first backward pass."""
+    assert_queues_and_gradients_agree(
+        to_reference(module), reference_gradients(module), arrays, num_gradients=num_gradients
+    )
+
+
+def assert_queues_and_gradients_agree(
+    state: dict[str, torch.Tensor],
+    actual: dict[str, torch.Tensor],
+    arrays: dict[str, np.ndarray],
+    *,
+    num_gradients: int,
+) -> None:
+    """Those after the first backward pass, both under the release's names."""
     queues = {key.split("/")[1]: torch.tensor(a) for key, a in arrays.items() if key.startswith("queue_after_step0/")}
     assert queues
     for name, expected in queues.items():
         torch.testing.assert_close(state[name], expected, rtol=1e-5, atol=1e-6)
     gradients = {key.removeprefix("grad/"): a for key, a in arrays.items() if key.startswith("grad/")}
     assert len(gradients) == num_gradients
-    assert_gradients_agree(
-        reference_gradients(module), gradients, encoder_of=lambda name: name.split(".")[0], share_with_jumps=0.02
-    )
+    assert_gradients_agree(actual, gradients, encoder_of=lambda name: name.split(".")[0], share_with_jumps=0.02)
 
 
 def assert_final_norms_agree(module: torch.nn.Module, arrays: dict[str, np.ndarray]) -> None:
-    """Norms of all tensors after the last step. Rounding has grown by then: the first steps' gradients are huge."""
-    final = to_reference(module)
+    """Norms of all tensors after the last step."""
+    assert_norms_agree(to_reference(module), arrays)
+
+
+def assert_norms_agree(final: dict[str, torch.Tensor], arrays: dict[str, np.ndarray]) -> None:
+    """Norms after the last step, under the release's names. Rounding has grown by then: first gradients are huge."""
     norms = {key.removeprefix("final_norm/"): float(a) for key, a in arrays.items() if key.startswith("final_norm/")}
     assert norms
     for name, expected in norms.items():
