@@ -1,0 +1,280 @@
+"""Turns the JSON of `pytest benchmarks/` into a results file with tables and plots.
+
+    pytest benchmarks/ --profile full --benchmark-json cpu.json
+    python -m benchmarks.report cpu.json --out benchmarks/results [--against OLD.json]
+
+Writes ``DATE_HARDWARE_PROFILE.md`` with plots and ``DATE_HARDWARE_PROFILE.json`` beside it, which holds the figures and
+which ``scripts/readme_figures.py`` reads. Several files are put together: of one hardware and profile into one results
+file, of others each into one of its own. ``--against`` takes such a JSON, old or new, and adds what became faster or
+slower since. Neither ikem_fast nor torch is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import plots
+from benchmarks.figures import (
+    BASELINES,
+    OURS,
+    PROJECT_ROOT,
+    ReportError,
+    Row,
+    Run,
+    bytes_text,
+    identity,
+    load_atomic,
+    percent_text,
+    ratio_text,
+    ratios,
+    read_figures,
+    read_run,
+    seconds_text,
+    slug,
+    three_digits,
+    to_figures,
+)
+
+FURTHEST = 10  # rows listed as furthest from their floor
+HOW_TO_READ = """\
+Medians of the rounds of one run and their interquartile range (IQR); every result was compared with its plain-PyTorch
+definition in the same run before it was timed ("error", relative to the largest magnitude, and the largest allowed).
+Allocator settings, threads and inputs, drawn anew for every round, are the same for all ways. "× eager": how many times
+as fast as that way, same work, same run; only `ours bf16` computes in bfloat16. "Of the floor": the least time that the
+bytes that must move, or the operations, take at the ceilings below, over the time taken; more than 100 % means that the
+data lay in a cache, or that a product is faster than the library's that the ceiling was measured with."""
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Lines of a Markdown table; None is an empty cell."""
+
+    def line(cells: Iterable[Any]) -> str:
+        texts = ("" if cell is None else str(cell).replace("|", "/") for cell in cells)
+        return f"| {' | '.join(texts)} |"
+
+    return [line(columns), line(["---"] * len(columns)), *map(line, rows)]
+
+
+def floor_text(row: Row) -> str | None:
+    """Such as "62 % of copy bandwidth"."""
+    return None if row.share_of_floor is None else f"{percent_text(row.share_of_floor)} of {row.ceiling}"
+
+
+def machine_lines(runs: Sequence[Run]) -> list[str]:
+    """Hardware, versions, commit and load of every run."""
+    names = [""] if len(runs) == 1 else [f"run {position}" for position in range(1, len(runs) + 1)]
+    return table(["", *names], [[name, *(run.facts[name] for run in runs)] for name in runs[0].facts])
+
+
+def ceiling_lines(runs: Sequence[Run]) -> list[str]:
+    """The ceilings that floors are taken from, at the start and at the end, and by how much they moved."""
+    rows, moved = [], 0.0
+    for position, run in enumerate(runs, 1):
+        for device, ceilings in run.ceilings.items():
+            for name, (start, end) in ceilings.items():
+                unit, size = ("GB/s", 1e9) if "bytes" in name else ("GFLOP/s", 1e9)
+                what = name.replace("_bytes_per_second", "").replace("_operations_per_second", " product")
+                run_cell = [position] if len(runs) > 1 else []
+                rows.append(
+                    [*run_cell, device, what, *(f"{three_digits(value / size)} {unit}" for value in (start, end))]
+                )
+                moved = max(moved, abs(end / start - 1))
+    lines = table([*(["run"] if len(runs) > 1 else []), "device", "ceiling", "at the start", "at the end"], rows)
+    warning = "; other work may have disturbed the figures" if moved > 0.1 else ""
+    return [*lines, "", f"Between start and end a ceiling moved by {percent_text(moved)} at most{warning}."]
+
+
+def furthest_lines(rows: Iterable[Row]) -> list[str]:
+    """Our rows that are furthest from their floor."""
+    ours = [row for row in rows if row.is_ours and row.share_of_floor is not None]
+    ours.sort(key=lambda row: row.share_of_floor)
+    cells = [
+        [row.op, row.phase, row.size_label, row.device, row.name, seconds_text(row.seconds), floor_text(row)]
+        for row in ours[:FURTHEST]
+    ]
+    return table(["op", "pass", "sizes", "device", "way", "median", "of the floor"], cells)
+
+
+def op_lines(rows: Sequence[Row], groups: Mapping[tuple, Sequence[Row]]) -> list[str]:
+    """The table of an op on a device: its groups below one another, in each the ways."""
+    baselines = list(dict.fromkeys(row.name for row in rows if row.way in BASELINES))
+    has_clips = any(row.clips for row in rows)
+    has_memory = any(row.peak_bytes is not None for row in rows)
+    has_threads = len({row.threads for row in rows}) > 1
+    columns = ["pass", "sizes", *(["threads"] if has_threads else []), "way", "median", "IQR", "rounds"]
+    columns += [*(["clips/s"] if has_clips else []), *(f"× {name}" for name in baselines)]
+    columns += ["of the floor", "error", "allowed", *(["peak memory"] if has_memory else [])]
+    lines = []
+    for group in groups.values():
+        for position, row in enumerate(group):
+            to_baseline = ratios(row, group)
+            first = [row.phase, row.size_label, *([row.threads] if has_threads else [])]
+            cells = [*(first if position == 0 else [None] * len(first)), row.name, seconds_text(row.seconds)]
+            cells += [seconds_text(row.iqr), row.rounds]
+            if has_clips:
+                cells.append(three_digits(row.clips_per_second) if row.clips else None)
+            cells += [ratio_text(to_baseline[name]) if name in to_baseline else None for name in baselines]
+            cells += [floor_text(row), f"{row.error:.1e}", f"{row.tolerance:.0e}"]
+            if has_memory:
+                cells.append(None if row.peak_bytes is None else bytes_text(row.peak_bytes))
+            lines.append(cells)
+    return table(columns, lines)
+
+
+def all_op_lines(runs: Sequence[Run]) -> list[str]:
+    """Every op's table under a heading, the runs put together."""
+    ops: dict[tuple[str, str], dict[tuple, list[Row]]] = defaultdict(dict)
+    for position, run in enumerate(runs):
+        for key, group in run.groups().items():
+            ops[group[0].op, group[0].device][position, key] = group
+    lines = []
+    for (op, device), groups in ops.items():
+        rows = [row for group in groups.values() for row in group]
+        sizes = {name: {row.sizes.get(name) for row in rows} for row in rows for name in row.sizes}
+        fixed = [f"{name} {next(iter(values))}" for name, values in sizes.items() if len(values) == 1]
+        lines += ["", f"### {op}, {device}", ""]
+        lines += [f"In all rows: {', '.join(fixed)}.", ""] if fixed else []
+        lines += op_lines(rows, groups)
+    return lines
+
+
+def against_lines(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
+    """What became faster or slower since an older results file."""
+    then = {identity(row): row for row in old["rows"]}
+    now = {identity(row): row for row in new["rows"]}
+    both = [(then[key], row) for key, row in now.items() if key in then]
+
+    def name(row: Mapping[str, Any]) -> list[str]:
+        sizes = ", ".join(f"{size} {count}" for size, count in row["sizes"].items())
+        return [
+            row["op"],
+            row["phase"],
+            sizes,
+            row["device"],
+            row["way"] + (", graph" if row["launch"] == "graph" else ""),
+        ]
+
+    cells = []
+    for before, after in sorted(both, key=lambda pair: pair[0]["seconds"] / pair[1]["seconds"]):
+        change = before["seconds"] / after["seconds"]
+        within = abs(before["seconds"] - after["seconds"]) <= max(before.get("iqr") or 0, after["iqr"])
+        cells.append(
+            [
+                *name(after),
+                seconds_text(before["seconds"]),
+                seconds_text(after["seconds"]),
+                f"{change:.2f}",
+                "within the spread" if within else "faster" if change > 1 else "slower",
+            ]
+        )
+    lines = [f"## Against {old['date']}, {old['hardware']}, profile {old['profile']}", ""]
+    if not both:
+        lines.append("No row is in both.")
+    else:
+        columns = ["op", "pass", "sizes", "device", "way", "then", "now", "times as fast", ""]
+        lines += [f"Slowest first; the spread is the larger of both interquartile ranges. {len(both)} rows.", ""]
+        lines += table(columns, cells)
+    for only, rows in (("then", then.keys() - now.keys()), ("now", now.keys() - then.keys())):
+        if rows:
+            named = sorted({", ".join(map(str, (key[0], key[1], key[3], key[4]))) for key in rows})
+            lines += ["", f"Only {only}: {len(rows)} rows, of {'; '.join(named)}."]
+    return lines
+
+
+def results_text(runs: Sequence[Run], figures: Mapping[str, Any], pictures: Iterable[str], old: Mapping | None) -> str:
+    """The whole results file as Markdown."""
+    rows = [row for run in runs for row in run.rows]
+    lines = [
+        f"# Benchmarks, {figures['date']}: {figures['hardware']}, profile {figures['profile']}",
+        "",
+        f"`pytest benchmarks/ --profile {figures['profile']} --benchmark-json FILE` and then "
+        f"`python -m benchmarks.report FILE`: {len(rows)} rows.",
+        "",
+        HOW_TO_READ,
+        "",
+        *machine_lines(runs),
+        "",
+        *ceiling_lines(runs),
+        "",
+        f"## Furthest from their floor, {' and '.join(OURS)}",
+        "",
+        *furthest_lines(rows),
+    ]
+    for picture in pictures:
+        lines += ["", f"![{plots.TITLES[picture.removesuffix('.svg').rpartition('_')[2]]}]({picture})"]
+    lines += ["", "## Every row", *all_op_lines(runs)]
+    if old is not None:
+        lines += ["", *against_lines(figures, old)]
+    return "\n".join(lines) + "\n"
+
+
+def put_together(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs by hardware and profile.
+
+    Raises:
+        ReportError: a row is in two runs: which of them would count?
+    """
+    together: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        together[run.hardware, run.profile].append(run)
+    for same in together.values():
+        seen: dict[tuple, Run] = {}
+        for run in same:
+            for row in run.rows:
+                if (other := seen.setdefault(row.identity, run)) is not run:
+                    raise ReportError(
+                        f"{other.file_name} and {run.file_name} both have the row {row}: give one of them, "
+                        "or the older one as --against"
+                    )
+    return list(together.values())
+
+
+def write_report(runs: Sequence[Run], out: Path, old: Mapping[str, Any] | None = None) -> Path:
+    """Writes the results file of runs on one hardware, its plots and its figures.
+
+    Args:
+        out: folder, made if it is not there.
+        old: figures to compare with.
+
+    Returns:
+        The path of the results file.
+    """
+    atomic = load_atomic()
+    figures = to_figures(runs)
+    name = f"{figures['date']}_{slug(figures['hardware'])}_{figures['profile']}"
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for kind, svg in plots.draw_all(runs).items():
+        pictures.append(f"{name}_{kind}.svg")
+        with atomic.atomic_open(out / pictures[-1]) as file:
+            file.write(svg)
+    atomic.write_json(out / f"{name}.json", figures)
+    with atomic.atomic_open(out / f"{name}.md") as file:
+        file.write(results_text(runs, figures, pictures, old))
+    return out / f"{name}.md"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="of pytest --benchmark-json")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=PROJECT_ROOT / "benchmarks" / "results")
+    parser.add_argument("--against", type=Path, metavar="OLD.json", help="older figures, or an older FILE.json")
+    options = parser.parse_args(arguments)
+    try:
+        together = put_together([read_run(path) for path in options.files])
+        old = None if options.against is None else read_figures(options.against)
+        for runs in together:
+            print(write_report(runs, options.out, old))
+    except (ReportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
