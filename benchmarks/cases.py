@@ -40,7 +40,8 @@ class Inputs(NamedTuple):
 def largest_error(result: Any, expected: Any) -> float:
     """The largest difference of any tensor or number, relative to the largest magnitude it should have.
 
-    Both are nested tuples, lists, mappings and dataclasses. What is not finite, or of another shape or structure than
+    Both are nested tuples, lists, mappings and dataclasses; a list of tensors also stands for a tensor with one more
+    dimension, for streams that are computed one by one. What is not finite, or of another shape or structure than
     expected, is infinitely wrong.
     """
     errors = [_error(*pair) for pair in _pairs(result, expected)]
@@ -78,7 +79,7 @@ def _pairs(result: Any, expected: Any) -> Iterator[tuple[Any, Any]]:
         for values in zip(result, expected, strict=True):
             yield from _pairs(*values)
     else:
-        yield result, expected
+        yield torch.stack(result) if isinstance(result, list) else result, expected
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,8 +97,8 @@ class Case:
         tolerance: of every way, the largest error.
         floor: bytes that must be read and written and operations that cannot be avoided.
         floor_bf16: the same of ``ours bf16``; ``None`` if it is no different.
-        expected_bf16: what ``ours bf16`` must give, where the definition has to round as well: the choice of nearest
-            neighbours is not continuous. ``None`` for ``expected``.
+        expected_of: by way, the definition where it is another: with the way's rounding where that decides, such as
+            which neighbours are nearest, or without the dropout that ``checked`` leaves out.
         prepare: by way, what is done to its inputs before the timing, such as to lay them out as the way has them.
         checked: by way, what is checked in its place where the timed one draws random numbers of its own (the same
             code without dropout).
@@ -116,7 +117,7 @@ class Case:
     tolerance: Mapping[str, float]
     floor: Work
     floor_bf16: Work | None = None
-    expected_bf16: Callable[[Any], Any] | None = None
+    expected_of: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     prepare: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     checked: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     error: Callable[[Any, Any], float] = largest_error
@@ -144,9 +145,7 @@ class Case:
 
     def definition(self, way: str) -> Callable[[Any], Any]:
         """What gives the result that a way must have."""
-        if way == OURS_BF16 and self.expected_bf16 is not None:
-            return self.expected_bf16
-        return self.expected
+        return self.expected_of.get(way, self.expected)
 
     def work(self, way: str) -> Work:
         return self.floor_bf16 if way == OURS_BF16 and self.floor_bf16 is not None else self.floor
@@ -169,8 +168,11 @@ def forward_and_backward(function: Callable) -> Callable[[Inputs], tuple]:
         results = function(*inputs.arguments)
         results = (results,) if isinstance(results, Tensor) else tuple(results)
         leaves = [value for value in _tensors(inputs.arguments) if value.requires_grad]
-        gradients = torch.autograd.grad(results[: len(inputs.cotangents)], leaves, inputs.cotangents)
-        return tuple(value.detach() for value in results), gradients
+        differentiated, cotangents = [], []
+        for result, cotangent in zip(results, inputs.cotangents, strict=False):
+            differentiated += result if isinstance(result, list) else [result]
+            cotangents += cotangent if isinstance(result, list) else [cotangent]
+        return results, torch.autograd.grad(differentiated, leaves, cotangents)
 
     return run
 

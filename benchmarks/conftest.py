@@ -270,12 +270,13 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
         benchmark["params"] = None  # functions and tensors; extra_info has what there is to say
     output_json["profile"] = config.getoption("--profile")
     output_json["load_average_after"] = os.getloadavg()[0]
-    for name, measured in (("ceilings", _ceilings_at_start), ("ceilings_after", ceilings.measure)):
-        output_json[name] = {device: dataclasses.asdict(measured(device)) for device in devices()}
-
-
-def _ceilings_at_start(device: str) -> ceilings.Ceilings:
-    return ceilings.at_start(device, torch.get_num_threads())
+    output_json["ceilings"] = {
+        device: {
+            "start": dataclasses.asdict(ceilings.at_start(device, torch.get_num_threads())),
+            "end": dataclasses.asdict(ceilings.measure(device)),
+        }
+        for device in devices()
+    }
 
 
 def _cpu() -> str:
