@@ -288,12 +288,11 @@ def _facts(content: dict, machine: dict, revision: str, date: str, where: str) -
 
 
 def _ceilings(content: dict, where: str) -> dict[str, dict[str, list[float]]]:
-    moments = {name: _entry(content, name, dict, where) for name in ("ceilings", "ceilings_after")}
     ceilings: dict[str, dict[str, list[float]]] = {}
-    for device in moments["ceilings"]:
-        values = {f"{where}, {name}": _entry(of, device, dict, f"{where}, {name}") for name, of in moments.items()}
-        names = next(iter(values.values()))
-        ceilings[device] = {name: [_number(of, name, place, above=0) for place, of in values.items()] for name in names}
+    for device, moments in _entry(content, "ceilings", dict, where).items():
+        place = f"{where}, ceilings of {device}"
+        start, end = (_entry(moments, moment, dict, place) for moment in ("start", "end"))
+        ceilings[device] = {name: [_number(values, name, place, above=0) for values in (start, end)] for name in start}
     return ceilings
 
 
@@ -338,6 +337,14 @@ def to_figures(runs: Sequence[Run]) -> dict[str, Any]:
         "runs": [dict(run.facts) for run in runs],
         "rows": _rounded(rows),
     }
+
+
+def figures_text(figures: Mapping[str, Any]) -> str:
+    """The JSON text, a line per row."""
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in figures["rows"])
+    rest = {name: value for name, value in figures.items() if name != "rows"}
+    head = json.dumps(rest, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
+    return f'{head},\n "rows": [\n{rows}\n]}}\n'
 
 
 def _rounded(value: Any) -> Any:

@@ -7,6 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.figures import BASELINES, OURS, SWEPT_SIZE, WAYS, Row, Run, ratio_text
+from benchmarks.figures import BASELINES, OURS, SWEPT_SIZE, WAYS, Row, Run
 
 TITLES = {
     "ratio": "How many times as fast as each baseline",
@@ -24,7 +25,9 @@ TITLES = {
 }
 # After Okabe and Ito, safe for the colour-blind.
 COLOURS = dict(zip(WAYS, ("#999999", "#56b4e9", "#0072b2", "#e69f00", "#d55e00"), strict=True))
+SOFT = "#52606d"
 MARKERS = dict(zip(BASELINES, ("^", "o", "s"), strict=True))
+LIMIT_MARKERS = {"bytes": "o", "operations": "D"}
 STYLE = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -50,140 +53,211 @@ def _to_svg(figure: Figure) -> str:
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=nothing)
+    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    text = re.sub(r"(font: [^;\"]*?[\d.]+px) [^;\"]*", r"\1 sans-serif", text)
     # Two decimals of a point are finer than a screen.
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", buffer.getvalue())
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    return re.sub(r">\s+<", "><", text)
 
 
-def _legend(figure: Figure, handles: Iterable[Line2D]) -> None:
-    figure.legend(handles=list(handles), loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False)
+def _legend(figure: Figure, axes: Axes, handles: Iterable[Line2D]) -> None:
+    """Above the axes, from their left end on."""
+    figure.draw_without_rendering()
+    left, top = axes.get_position().x0, axes.get_position().y1
+    above = 0.05 / figure.get_figheight()
+    figure.legend(handles=list(handles), loc="lower left", bbox_to_anchor=(left, top + above), ncols=4, frameon=False)
 
 
 def _dot(colour: str, marker: str, label: str) -> Line2D:
     return Line2D([], [], linestyle="", color=colour, marker=marker, label=label)
 
 
-def _group_axes(labels: Sequence[str]) -> tuple[Figure, Axes]:
-    """A line per group, the first on top."""
-    figure = Figure(figsize=(8, 0.6 + 0.19 * len(labels)))
+def _groups(runs: Sequence[Run]) -> list[list[Row]]:
+    """Of the sizes that are not part of a sweep, device after device; of an op that has sweeps alone, those."""
+    groups = [group for run in runs for group in run.groups().values()]
+    alone = {(group[0].op, group[0].phase, group[0].device) for group in groups if not group[0].sweep}
+    shown = [g for g in groups if not g[0].sweep or (g[0].op, g[0].phase, g[0].device) not in alone]
+    return sorted(shown, key=lambda group: group[0].device)
+
+
+Dot = tuple[float, str, str, bool]
+"""Value, colour, marker, filled."""
+
+
+def _dots_by_group(groups: Sequence[tuple[Row, Sequence[Dot]]], unit: str, label: str) -> tuple[Figure, Axes]:
+    """A line of dots per group, the first on top, on a logarithmic axis."""
+    figure = Figure(figsize=(8, 0.6 + 0.19 * len(groups)))
     axes = figure.subplots()
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_yticks(range(len(groups)), _group_labels([row for row, _dots in groups]))
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    series: dict[tuple, tuple[list[float], list[int]]] = defaultdict(lambda: ([], []))
+    for position, (_row, dots) in enumerate(groups):
+        for value, *style in dots:
+            series[tuple(style)][0].append(value)
+            series[tuple(style)][1].append(position)
+    for (colour, marker, filled), (values, positions) in series.items():
+        face = colour if filled else "white"
+        axes.plot(values, positions, marker, color=colour, markerfacecolor=face, markersize=4.5)
+    axes.set_xscale("log")
+    low, high = (choose(value for values, _positions in series.values() for value in values) for choose in (min, max))
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(10, steps))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}{unit}"))
+    has_graphs = any(not filled for _colour, _marker, filled in series)
+    axes.set_xlabel(label + ("; open marks: CUDA graphs" if has_graphs else ""))
     return figure, axes
 
 
-def _group_label(row: Row) -> str:
-    threads = f" · {row.threads} threads" if row.threads else ""
-    return f"{row.op} · {row.phase} · {row.size_label} · {row.device}{threads}"
+def _group_labels(rows: Sequence[Row]) -> list[str]:
+    has_threads = len({row.threads for row in rows if row.threads}) > 1
+    return [
+        f"{row.op} · {row.phase} · {row.size_label} · {row.device}"
+        + (f" · {row.threads} threads" if has_threads and row.threads else "")
+        for row in rows
+    ]
 
 
 def _draw_ratios(runs: Sequence[Run]) -> Figure | None:
     """Ours over each baseline, both started in the same way."""
-    labels: list[str] = []
-    dots: list[tuple[int, float, Row, Row]] = []
-    for group in (group for run in runs for group in run.groups().values()):
-        pairs = [
+    pairs = [
+        [
             (ours, other)
             for ours in group
             for other in group
             if ours.is_ours and other.way in BASELINES and ours.launch == other.launch
         ]
-        dots += [(len(labels), other.seconds / ours.seconds, ours, other) for ours, other in pairs]
-        labels += [_group_label(group[0])] if pairs else []
-    if not dots:
+        for group in _groups(runs)
+    ]
+    pairs = [of_group for of_group in pairs if of_group]
+    if not pairs:
         return None
-    figure, axes = _group_axes(labels)
-    for position, ratio, ours, other in dots:
-        filling = COLOURS[ours.way] if ours.launch == "python" else "white"
-        axes.plot(ratio, position, MARKERS[other.way], color=COLOURS[ours.way], markerfacecolor=filling, markersize=5)
-    axes.axvline(1, color="#52606d", linewidth=1)
-    axes.set_xscale("log")
-    low, high = min(dot[1] for dot in dots), max(dot[1] for dot in dots)
-    axes.set_xlim(min(0.8, low / 1.2), max(1.25, high * 1.2))
-    axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}×"))
-    axes.set_xlabel("times as fast as the baseline" + _open_marks(runs))
-    used_ways = {ours.way for _position, _ratio, ours, _other in dots}
-    used_baselines = {other.way for _position, _ratio, _ours, other in dots}
-    handles = [_dot(COLOURS[way], "o", way) for way in OURS if way in used_ways]
-    handles += [_dot("#52606d", MARKERS[way], f"over {way}") for way in BASELINES if way in used_baselines]
-    _legend(figure, handles)
+    dots = [
+        (
+            of_group[0][0],
+            [
+                (other.seconds / ours.seconds, COLOURS[ours.way], MARKERS[other.way], ours.launch == "python")
+                for ours, other in of_group
+            ],
+        )
+        for of_group in pairs
+    ]
+    figure, axes = _dots_by_group(dots, "×", "times as fast as the baseline")
+    axes.axvline(1, color=SOFT, linewidth=1)
+    ways = {row.way for of_group in pairs for pair in of_group for row in pair}
+    handles = [_dot(COLOURS[way], "o", way) for way in OURS if way in ways]
+    handles += [_dot(SOFT, MARKERS[way], f"over {way}") for way in BASELINES if way in ways]
+    _legend(figure, axes, handles)
     return figure
-
-
-def _open_marks(runs: Sequence[Run]) -> str:
-    has_graphs = any(row.launch == "graph" for run in runs for row in run.rows)
-    return "; open marks: CUDA graphs" if has_graphs else ""
 
 
 def _draw_floors(runs: Sequence[Run]) -> Figure | None:
-    groups = [group for run in runs for group in run.groups().values() if group[0].share_of_floor is not None]
+    """Every way's share of its floor."""
+    groups = [[row for row in group if row.share_of_floor is not None] for group in _groups(runs)]
+    groups = [group for group in groups if group]
     if not groups:
         return None
-    figure, axes = _group_axes([_group_label(group[0]) for group in groups])
-    for position, group in enumerate(groups):
-        for row in group:
-            if row.share_of_floor is not None:
-                filling = COLOURS[row.way] if row.launch == "python" else "white"
-                marker = "o" if row.limited_by == "bytes" else "D"
-                style = {"color": COLOURS[row.way], "markerfacecolor": filling, "markersize": 4.5}
-                axes.plot(100 * row.share_of_floor, position, marker, **style)
-    axes.axvline(100, color="#52606d", linewidth=1)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(10, (1, 3)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g} %"))
-    axes.set_xlabel("of the floor" + _open_marks(runs))
-    used = {row.way for group in groups for row in group}
-    limits = {row.limited_by for group in groups for row in group}
-    handles = [_dot(COLOURS[way], "o", way) for way in WAYS if way in used]
-    handles += [_dot("#52606d", "o", "limited by bytes")] if "bytes" in limits else []
-    handles += [_dot("#52606d", "D", "limited by operations")] if "operations" in limits else []
-    _legend(figure, handles)
+    dots = [
+        (
+            group[0],
+            [
+                (100 * row.share_of_floor, COLOURS[row.way], LIMIT_MARKERS[row.limited_by], row.launch == "python")
+                for row in group
+            ],
+        )
+        for group in groups
+    ]
+    figure, axes = _dots_by_group(dots, " %", "of the floor")
+    axes.axvline(100, color=SOFT, linewidth=1)
+    rows = [row for group in groups for row in group]
+    handles = [_dot(COLOURS[way], "o", way) for way in WAYS if any(row.way == way for row in rows)]
+    handles += [
+        _dot(SOFT, marker, f"limited by {limit}")
+        for limit, marker in LIMIT_MARKERS.items()
+        if any(row.limited_by == limit for row in rows)
+    ]
+    _legend(figure, axes, handles)
     return figure
 
 
-def _sweeps(runs: Sequence[Run]) -> dict[tuple, dict[str, dict[int, float]]]:
-    """Title and axis of every panel, then seconds by way and by the size that varies; at least two sizes each."""
-    panels: dict[tuple, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+@dataclass(frozen=True)
+class Panel:
+    """What a panel shows: a computation over one of its sizes, or over threads, the others fixed."""
+
+    op: str
+    phase: str
+    device: str
+    sweep: str
+    fixed_sizes: str
+    threads: int | None
+
+
+def _panels(runs: Sequence[Run]) -> dict[Panel, dict[str, dict[int, float]]]:
+    """Seconds by way and size. The row that a sweep starts from may be marked as another's, or as none's."""
+    panels: dict[Panel, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    swept = set()
     for row in (row for run in runs for row in run.rows):
-        for sweep in dict.fromkeys(("threads", row.sweep)):
-            value = row.threads if sweep == "threads" else row.sizes.get(SWEPT_SIZE.get(sweep))
+        for sweep, size in SWEPT_SIZE.items():
+            value = row.threads if sweep == "threads" else row.sizes.get(size)
             if value is None:
                 continue
-            fixed = tuple(sorted((name, size) for name, size in row.sizes.items() if name != SWEPT_SIZE[sweep]))
+            labels = zip(row.size_label.split(), row.sizes, strict=False)
+            fixed = " ".join(label for label, name in labels if name != size)
             threads = None if sweep == "threads" else row.threads
-            panels[row.op, row.phase, row.device, sweep, fixed, threads][row.name][value] = row.seconds
-    return {
-        key: ways for key, ways in panels.items() if len({value for points in ways.values() for value in points}) > 1
-    }
+            panel = Panel(row.op, row.phase, row.device, sweep, fixed, threads)
+            panels[panel][row.name][value] = row.seconds
+            if sweep in ("threads", row.sweep):
+                swept.add(panel)
+
+    def number_of_values(panel: Panel) -> int:
+        return len({value for points in panels[panel].values() for value in points})
+
+    return {panel: ways for panel, ways in panels.items() if panel in swept and number_of_values(panel) > 1}
+
+
+def _milliseconds_shown(ways: dict[str, dict[int, float]]) -> tuple[float, float]:
+    """A little more than the range of the values, and a factor of three at least, for the axis to have a number."""
+    milliseconds = [1e3 * seconds for points in ways.values() for seconds in points.values()]
+    middle = math.sqrt(min(milliseconds) * max(milliseconds))
+    half = max(1.75, 1.2 * max(milliseconds) / middle)
+    return middle / half, middle * half
 
 
 def _draw_scaling(runs: Sequence[Run]) -> Figure | None:
-    panels = _sweeps(runs)
+    panels = _panels(runs)
     if not panels:
         return None
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.2 * columns, 2.5 * lines))
     grid = figure.subplots(lines, columns, squeeze=False)
-    used = set()
-    for axes, ((op, phase, device, sweep, _fixed, _threads), ways) in zip(grid.flat, panels.items(), strict=False):
+    for axes, (panel, ways) in zip(grid.flat, panels.items(), strict=False):
         for name, points in ways.items():
             way, _, graph = name.partition(", ")
-            used.add(way)
-            dashes = "dashed" if graph else "solid"
             sizes = sorted(points)
-            seconds = [1e3 * points[size] for size in sizes]
-            axes.plot(sizes, seconds, linestyle=dashes, color=COLOURS[way], marker="o", markersize=3, linewidth=1.2)
-        sizes = sorted({size for points in ways.values() for size in points})
-        axes.set(xscale="log", yscale="log", title=f"{op}\n{phase}, {device}", xlabel=sweep, ylabel="ms a call")
-        axes.xaxis.set_major_locator(FixedLocator(sizes))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: ratio_text(value)))
+            milliseconds = [1e3 * points[size] for size in sizes]
+            style = "o--" if graph else "o-"
+            axes.plot(sizes, milliseconds, style, color=COLOURS[way], markersize=3, linewidth=1.2)
+        title = f"{panel.op}, {panel.phase}\n{panel.fixed_sizes}, {panel.device}"
+        axes.set(xscale="log", yscale="log", xlabel=panel.sweep, ylabel="ms a call")
+        axes.set_ylim(*_milliseconds_shown(ways))
+        axes.set_title(title, fontsize=8)
+        for axis, locator in (
+            (axes.xaxis, FixedLocator(sorted({size for points in ways.values() for size in points}))),
+            (axes.yaxis, LogLocator(10, (1, 2, 5))),
+        ):
+            axis.set_major_locator(locator)
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    _legend(figure, [_dot(COLOURS[way], "o", way) for way in WAYS if way in used])
     figure.tight_layout()
+    used = {name.partition(", ")[0] for ways in panels.values() for name in ways}
+    figure.legend(
+        handles=[_dot(COLOURS[way], "o", way) for way in WAYS if way in used],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(WAYS),
+        frameon=False,
+    )
     return figure

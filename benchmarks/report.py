@@ -27,6 +27,7 @@ from benchmarks.figures import (
     Row,
     Run,
     bytes_text,
+    figures_text,
     identity,
     load_atomic,
     percent_text,
@@ -40,7 +41,7 @@ from benchmarks.figures import (
     to_figures,
 )
 
-FURTHEST = 10  # rows listed as furthest from their floor
+FURTHEST = 10  # ops listed as furthest from their floor
 HOW_TO_READ = """\
 Medians of the rounds of one run and their interquartile range (IQR); every result was compared with its plain-PyTorch
 definition in the same run before it was timed ("error", relative to the largest magnitude, and the largest allowed).
@@ -90,18 +91,32 @@ def ceiling_lines(runs: Sequence[Run]) -> list[str]:
 
 
 def furthest_lines(rows: Iterable[Row]) -> list[str]:
-    """Our rows that are furthest from their floor."""
+    """Of every op on every device our row that is furthest from its floor, the furthest of them first."""
+    furthest: dict[tuple[str, str], Row] = {}
     ours = [row for row in rows if row.is_ours and row.share_of_floor is not None]
-    ours.sort(key=lambda row: row.share_of_floor)
+    for row in sorted(ours, key=lambda row: row.share_of_floor):
+        furthest.setdefault((row.op, row.device), row)
     cells = [
         [row.op, row.phase, row.size_label, row.device, row.name, seconds_text(row.seconds), floor_text(row)]
-        for row in ours[:FURTHEST]
+        for row in list(furthest.values())[:FURTHEST]
     ]
     return table(["op", "pass", "sizes", "device", "way", "median", "of the floor"], cells)
 
 
-def op_lines(rows: Sequence[Row], groups: Mapping[tuple, Sequence[Row]]) -> list[str]:
+def symbols_line(rows: Iterable[Row]) -> str:
+    """What the letters in the rows' labels of sizes stand for."""
+    symbols: dict[str, str] = {}
+    for row in rows:
+        for part, (name, size) in zip(row.size_label.split(), row.sizes.items(), strict=False):
+            symbol, _, value = part.partition("=")
+            if symbol != name and value == str(size):
+                symbols[symbol] = name
+    return f"Sizes: {', '.join(f'{symbol} {name}' for symbol, name in symbols.items())}." if symbols else ""
+
+
+def op_lines(groups: Mapping[tuple, Sequence[Row]]) -> list[str]:
     """The table of an op on a device: its groups below one another, in each the ways."""
+    rows = [row for group in groups.values() for row in group]
     baselines = list(dict.fromkeys(row.name for row in rows if row.way in BASELINES))
     has_clips = any(row.clips for row in rows)
     has_memory = any(row.peak_bytes is not None for row in rows)
@@ -134,12 +149,7 @@ def all_op_lines(runs: Sequence[Run]) -> list[str]:
             ops[group[0].op, group[0].device][position, key] = group
     lines = []
     for (op, device), groups in ops.items():
-        rows = [row for group in groups.values() for row in group]
-        sizes = {name: {row.sizes.get(name) for row in rows} for row in rows for name in row.sizes}
-        fixed = [f"{name} {next(iter(values))}" for name, values in sizes.items() if len(values) == 1]
-        lines += ["", f"### {op}, {device}", ""]
-        lines += [f"In all rows: {', '.join(fixed)}.", ""] if fixed else []
-        lines += op_lines(rows, groups)
+        lines += ["", f"### {op}, {device}", "", *op_lines(groups)]
     return lines
 
 
@@ -201,13 +211,15 @@ def results_text(runs: Sequence[Run], figures: Mapping[str, Any], pictures: Iter
         "",
         *ceiling_lines(runs),
         "",
-        f"## Furthest from their floor, {' and '.join(OURS)}",
+        "## Furthest from their floor",
+        "",
+        f"Of {' and '.join(OURS)}, each op's furthest row.",
         "",
         *furthest_lines(rows),
     ]
     for picture in pictures:
         lines += ["", f"![{plots.TITLES[picture.removesuffix('.svg').rpartition('_')[2]]}]({picture})"]
-    lines += ["", "## Every row", *all_op_lines(runs)]
+    lines += ["", "## Every row", "", symbols_line(rows), *all_op_lines(runs)]
     if old is not None:
         lines += ["", *against_lines(figures, old)]
     return "\n".join(lines) + "\n"
@@ -253,7 +265,8 @@ def write_report(runs: Sequence[Run], out: Path, old: Mapping[str, Any] | None =
         pictures.append(f"{name}_{kind}.svg")
         with atomic.atomic_open(out / pictures[-1]) as file:
             file.write(svg)
-    atomic.write_json(out / f"{name}.json", figures)
+    with atomic.atomic_open(out / f"{name}.json") as file:
+        file.write(figures_text(figures))
     with atomic.atomic_open(out / f"{name}.md") as file:
         file.write(results_text(runs, figures, pictures, old))
     return out / f"{name}.md"
