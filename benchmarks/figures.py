@@ -264,7 +264,7 @@ def _facts(content: dict, machine: dict, revision: str, date: str, where: str) -
     inside = f"{where}, machine_info"
 
     def text(key: str) -> str:
-        value = _entry(machine, key, object, inside)
+        value = _entry(machine, key, (str, int, type(None)), inside)
         return "none" if value is None else str(value)
 
     def load(mapping: dict, key: str, where: str) -> str:

@@ -41,6 +41,7 @@ from benchmarks.figures import (
     to_figures,
 )
 
+NOISY = 0.2  # IQR over median
 FURTHEST = 10  # ops listed as furthest from their floor
 HOW_TO_READ = """\
 Medians of the rounds of one run and their interquartile range (IQR); every result was compared with its plain-PyTorch
@@ -88,6 +89,12 @@ def ceiling_lines(runs: Sequence[Run]) -> list[str]:
     lines = table([*(["run"] if len(runs) > 1 else []), "device", "ceiling", "at the start", "at the end"], rows)
     warning = "; other work may have disturbed the figures" if moved > 0.1 else ""
     return [*lines, "", f"Between start and end a ceiling moved by {percent_text(moved)} at most{warning}."]
+
+
+def noise_line(rows: Sequence[Row]) -> str:
+    """How many rows say little because their rounds differ."""
+    noisy = sum(row.iqr > NOISY * row.seconds for row in rows)
+    return f"Of {noisy} of the {len(rows)} rows the IQR is above {percent_text(NOISY)} of the median."
 
 
 def furthest_lines(rows: Iterable[Row]) -> list[str]:
@@ -203,13 +210,14 @@ def results_text(runs: Sequence[Run], figures: Mapping[str, Any], pictures: Iter
         f"# Benchmarks, {figures['date']}: {figures['hardware']}, profile {figures['profile']}",
         "",
         f"`pytest benchmarks/ --profile {figures['profile']} --benchmark-json FILE` and then "
-        f"`python -m benchmarks.report FILE`: {len(rows)} rows.",
+        "`python -m benchmarks.report FILE`.",
         "",
         HOW_TO_READ,
         "",
         *machine_lines(runs),
         "",
         *ceiling_lines(runs),
+        noise_line(rows),
         "",
         "## Furthest from their floor",
         "",

@@ -139,6 +139,7 @@ def test_machine_ceilings_and_peaks_are_told(tmp_path):
         text, "| device | ceiling"
     )
     assert "moved by 5 % at most." in text
+    assert "Of 0 of the 2 rows the IQR is above 20 % of the median." in text
     eager, ours = table_rows(text, "### info_nce, cpu")
     assert ours["of the floor"] == "200 % of bf16 product rate"
     assert (ours["peak memory"], eager["peak memory"]) == ("3.10 MB", "")
