@@ -373,16 +373,26 @@ def read_figures(path: Path) -> dict[str, Any]:
         where = f"{path}, row {position}"
         _number(row, "seconds", where, above=0)
         for name in IDENTITY:
-            _entry(row, name, object, where)
-        for name, value in {**row, **_entry(row, "ratios", dict, where)}.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ReportError(f"{where}: {name!r} must be finite, got {value!r}")
+            _entry(row, name, dict if name == "sizes" else object, where)
+        for name in ("iqr", "clips_per_second", "share_of_floor", "error", "peak_bytes"):
+            if _entry(row, name, object, where) is not None:
+                _number(row, name, where)
+        for name in _entry(row, "ratios", dict, where):
+            _number(row["ratios"], name, f"{where}, ratios", above=0)
     return content
 
 
 def identity(row: Mapping[str, Any]) -> tuple:
     """Which row of a results file's figures this is."""
     return tuple(tuple(sorted(row[name].items())) if name == "sizes" else row[name] for name in IDENTITY)
+
+
+def description(row: Mapping[str, Any]) -> str:
+    """A row of a results file's figures in words."""
+    sizes = [f"{name} {size}" for name, size in row["sizes"].items()]
+    threads = [f"{row['threads']} threads"] if row["threads"] else []
+    launch = ["graph"] if row["launch"] == "graph" else []
+    return ", ".join([row["op"], row["phase"], *sizes, row["device"], *threads, row["way"], *launch])
 
 
 # ---- numbers as they are shown ---------------------------------------------------------------------------------------

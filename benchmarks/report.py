@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from benchmarks.figures import (
     Row,
     Run,
     bytes_text,
+    description,
     figures_text,
     identity,
     load_atomic,
@@ -124,28 +125,38 @@ def symbols_line(rows: Iterable[Row]) -> str:
 def op_lines(groups: Mapping[tuple, Sequence[Row]]) -> list[str]:
     """The table of an op on a device: its groups below one another, in each the ways."""
     rows = [row for group in groups.values() for row in group]
+    of_group: dict[str, Callable[[Row], Any]] = {"pass": lambda row: row.phase, "sizes": lambda row: row.size_label}
+    if len({row.threads for row in rows}) > 1:
+        of_group["threads"] = lambda row: row.threads
+    of_row: dict[str, Callable[[Row], Any]] = {
+        "way": lambda row: row.name,
+        "median": lambda row: seconds_text(row.seconds),
+        "IQR": lambda row: seconds_text(row.iqr),
+        "rounds": lambda row: row.rounds,
+    }
+    if any(row.clips for row in rows):
+        of_row["clips/s"] = lambda row: three_digits(row.clips_per_second) if row.clips else None
     baselines = list(dict.fromkeys(row.name for row in rows if row.way in BASELINES))
-    has_clips = any(row.clips for row in rows)
-    has_memory = any(row.peak_bytes is not None for row in rows)
-    has_threads = len({row.threads for row in rows}) > 1
-    columns = ["pass", "sizes", *(["threads"] if has_threads else []), "way", "median", "IQR", "rounds"]
-    columns += [*(["clips/s"] if has_clips else []), *(f"× {name}" for name in baselines)]
-    columns += ["of the floor", "error", "allowed", *(["peak memory"] if has_memory else [])]
+    at_the_end: dict[str, Callable[[Row], Any]] = {
+        "of the floor": floor_text,
+        "error": lambda row: f"{row.error:.1e}",
+        "allowed": lambda row: f"{row.tolerance:.0e}",
+    }
+    if any(row.peak_bytes is not None for row in rows):
+        at_the_end["peak memory"] = lambda row: None if row.peak_bytes is None else bytes_text(row.peak_bytes)
     lines = []
     for group in groups.values():
         for position, row in enumerate(group):
             to_baseline = ratios(row, group)
-            first = [row.phase, row.size_label, *([row.threads] if has_threads else [])]
-            cells = [*(first if position == 0 else [None] * len(first)), row.name, seconds_text(row.seconds)]
-            cells += [seconds_text(row.iqr), row.rounds]
-            if has_clips:
-                cells.append(three_digits(row.clips_per_second) if row.clips else None)
-            cells += [ratio_text(to_baseline[name]) if name in to_baseline else None for name in baselines]
-            cells += [floor_text(row), f"{row.error:.1e}", f"{row.tolerance:.0e}"]
-            if has_memory:
-                cells.append(None if row.peak_bytes is None else bytes_text(row.peak_bytes))
-            lines.append(cells)
-    return table(columns, lines)
+            lines.append(
+                [
+                    *(show(row) if position == 0 else None for show in of_group.values()),
+                    *(show(row) for show in of_row.values()),
+                    *(ratio_text(to_baseline[name]) if name in to_baseline else None for name in baselines),
+                    *(show(row) for show in at_the_end.values()),
+                ]
+            )
+    return table([*of_group, *of_row, *(f"× {name}" for name in baselines), *at_the_end], lines)
 
 
 def all_op_lines(runs: Sequence[Run]) -> list[str]:
@@ -165,41 +176,19 @@ def against_lines(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     then = {identity(row): row for row in old["rows"]}
     now = {identity(row): row for row in new["rows"]}
     both = [(then[key], row) for key, row in now.items() if key in then]
-
-    def name(row: Mapping[str, Any]) -> list[str]:
-        sizes = ", ".join(f"{size} {count}" for size, count in row["sizes"].items())
-        return [
-            row["op"],
-            row["phase"],
-            sizes,
-            row["device"],
-            row["way"] + (", graph" if row["launch"] == "graph" else ""),
-        ]
-
     cells = []
     for before, after in sorted(both, key=lambda pair: pair[0]["seconds"] / pair[1]["seconds"]):
-        change = before["seconds"] / after["seconds"]
-        within = abs(before["seconds"] - after["seconds"]) <= max(before.get("iqr") or 0, after["iqr"])
-        cells.append(
-            [
-                *name(after),
-                seconds_text(before["seconds"]),
-                seconds_text(after["seconds"]),
-                f"{change:.2f}",
-                "within the spread" if within else "faster" if change > 1 else "slower",
-            ]
-        )
+        old_seconds, seconds = before["seconds"], after["seconds"]
+        is_within = abs(old_seconds - seconds) <= max(before["iqr"], after["iqr"])
+        verdict = "within the spread" if is_within else "faster" if seconds < old_seconds else "slower"
+        times = f"{old_seconds / seconds:.2f}"
+        cells.append([description(after), seconds_text(old_seconds), seconds_text(seconds), times, verdict])
     lines = [f"## Against {old['date']}, {old['hardware']}, profile {old['profile']}", ""]
-    if not both:
-        lines.append("No row is in both.")
-    else:
-        columns = ["op", "pass", "sizes", "device", "way", "then", "now", "times as fast", ""]
-        lines += [f"Slowest first; the spread is the larger of both interquartile ranges. {len(both)} rows.", ""]
-        lines += table(columns, cells)
-    for only, rows in (("then", then.keys() - now.keys()), ("now", now.keys() - then.keys())):
-        if rows:
-            named = sorted({", ".join(map(str, (key[0], key[1], key[3], key[4]))) for key in rows})
-            lines += ["", f"Only {only}: {len(rows)} rows, of {'; '.join(named)}."]
+    lines += [f"{len(both)} rows are in both, slowest first; the spread is the larger of both interquartile ranges."]
+    lines += ["", *table(["row", "then", "now", "times as fast", ""], cells)] if both else []
+    for only, left, right in (("then", then, now), ("now", now, then)):
+        rows = [description(row) for key, row in left.items() if key not in right]
+        lines += ["", f"Only {only}: {'; '.join(rows)}."] if rows else []
     return lines
 
 

@@ -189,8 +189,8 @@ def test_against_an_older_run(tmp_path, old_is_figures):
     assert eager["times as fast"] == "1.00"
     assert "faster" in ours.values()
     assert "within the spread" in eager.values()
-    assert "Only then: 1 rows, of gone, forward, eager, cpu." in text
-    assert "Only now: 1 rows" in text
+    assert "Only then: gone, forward, clips 16, queue 512, cpu, 2 threads, eager." in text
+    assert "Only now: info_nce, forward, clips 16, queue 512, cpu, 2 threads, eager compiled." in text
 
 
 def test_plots_are_small_svg_and_the_same_every_time(tmp_path):

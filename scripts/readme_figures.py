@@ -52,6 +52,7 @@ from benchmarks.figures import (  # noqa: E402
     IDENTITY,
     ReportError,
     bytes_text,
+    description,
     load_atomic,
     percent_text,
     ratio_text,
@@ -110,18 +111,18 @@ class Quotations:
         """What must stand between the marks of a name in a document."""
         if name not in self.figures:
             raise ReportError(f"{QUOTED.name} has no figure {name!r}")
-        description = self.figures[name]
-        if not isinstance(description, dict):
-            raise ReportError(f"{QUOTED.name}: {name!r} must say what it is by entries, got {description!r}")
-        if "rows" not in description:
-            return self._number(name, description, document)
-        rest = {key: value for key, value in description.items() if key not in ("rows", "columns", "heading")}
-        rows, columns = (description.get(part) for part in ("rows", "columns"))
+        quoted = self.figures[name]
+        if not isinstance(quoted, dict):
+            raise ReportError(f"{QUOTED.name}: {name!r} must say what it is by entries, got {quoted!r}")
+        if "rows" not in quoted:
+            return self._number(name, quoted, document)
+        rest = {key: value for key, value in quoted.items() if key not in ("rows", "columns", "heading")}
+        rows, columns = (quoted.get(part) for part in ("rows", "columns"))
         if not all(
             isinstance(part, dict) and all(isinstance(cell, dict) for cell in part.values()) for part in (rows, columns)
         ):
             raise ReportError(f"{QUOTED.name}: the rows and columns of {name!r} must be entries by their titles")
-        lines = [[description.get("heading", ""), *columns], ["---"] * (1 + len(columns))]
+        lines = [[quoted.get("heading", ""), *columns], ["---"] * (1 + len(columns))]
         for title, row in rows.items():
             cells = [
                 self._number(f"{name}, {title!r}, {column!r}", {**rest, **row, **words}, document)
@@ -130,8 +131,8 @@ class Quotations:
             lines.append([title, *cells])
         return "\n" + "\n".join(f"| {' | '.join(map(str, line))} |".replace("|  |", "| |") for line in lines) + "\n"
 
-    def _number(self, name: str, description: Mapping[str, Any], document: Path) -> str:
-        words = dict(description)
+    def _number(self, name: str, choice: Mapping[str, Any], document: Path) -> str:
+        words = dict(choice)
         short, show, optional = words.pop("results", None), words.pop("show", None), words.pop("optional", False)
         results = self._read_results(short, name)
         if show == "source":
@@ -143,7 +144,7 @@ class Quotations:
         if not rows and optional:
             return ""
         if len(rows) != 1:
-            found = "; ".join(_description(row) for row in rows[:4])
+            found = "; ".join(description(row) for row in rows[:4])
             raise ReportError(
                 f"{QUOTED.name}: {name} must choose one row of {self.names[short]}, "
                 f"{words} fits {f'{len(rows)}: {found}' if rows else 'none'}"
@@ -160,7 +161,7 @@ class Quotations:
             known = ", ".join((*SHOWN, f"{RATIO}WAY", *OF_RESULTS))
             raise ReportError(f"{QUOTED.name}: 'show' of {name} must be one of {known}, got {show!r}")
         if value is None:
-            raise ReportError(f"{QUOTED.name}: {name}: the row {_description(row)} has no {show}")
+            raise ReportError(f"{QUOTED.name}: {name}: the row {description(row)} has no {show}")
         return form(value)
 
     def _read_results(self, short: Any, name: str) -> dict:
@@ -175,13 +176,6 @@ class Quotations:
 def _fits(row: Mapping[str, Any], words: Mapping[str, Any]) -> bool:
     identity = {**row["sizes"], **{name: row[name] for name in IDENTITY if name != "sizes"}}
     return all(key in identity and identity[key] == value for key, value in words.items())
-
-
-def _description(row: Mapping[str, Any]) -> str:
-    sizes = ", ".join(f"{name} {count}" for name, count in row["sizes"].items())
-    return ", ".join(
-        map(str, (row["op"], row["phase"], sizes, row["way"], row["device"], row["launch"], row["threads"]))
-    )
 
 
 def documents() -> Iterator[Path]:
