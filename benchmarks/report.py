@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,10 +184,11 @@ def against_lines(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
         times = f"{old_seconds / seconds:.2f}"
         cells.append([description(after), seconds_text(old_seconds), seconds_text(seconds), times, verdict])
     lines = [f"## Against {old['date']}, {old['hardware']}, profile {old['profile']}", ""]
-    lines += [f"{len(both)} rows are in both, slowest first; the spread is the larger of both interquartile ranges."]
+    lines += [f"{len(both)} rows are in both. Slowest first; the spread is the larger of both interquartile ranges."]
     lines += ["", *table(["row", "then", "now", "times as fast", ""], cells)] if both else []
     for only, left, right in (("then", then, now), ("now", now, then)):
-        rows = [description(row) for key, row in left.items() if key not in right]
+        ops = Counter(f"{row['op']}, {row['device']}" for key, row in left.items() if key not in right)
+        rows = [f"{op} ({count} rows)" for op, count in ops.items()]
         lines += ["", f"Only {only}: {'; '.join(rows)}."] if rows else []
     return lines
 
