@@ -194,6 +194,21 @@ def _tensors(values: Sequence) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def with_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A leaf of another dtype, requiring a gradient if the given one does."""
-    return value.detach().to(dtype).requires_grad_(value.requires_grad)
+def activations_as_bfloat16(*names: int) -> Callable[[Inputs], Inputs]:
+    """Prepares inputs for bfloat16: the arguments of these numbers and the first cotangent, the others stay float32."""
+
+    def prepare(inputs: Inputs) -> Inputs:
+        arguments = [_rounded(value) if number in names else value for number, value in enumerate(inputs.arguments)]
+        first = [value.bfloat16() for value in inputs.cotangents[:1]]
+        return Inputs(tuple(arguments), (*first, *inputs.cotangents[1:]))
+
+    return prepare
+
+
+def _rounded(value: Tensor) -> Tensor:
+    return value.detach().bfloat16().requires_grad_(value.requires_grad)
+
+
+def exact_in_bfloat16(value: Tensor) -> Tensor:
+    """float32 values that bfloat16 holds as they are, so that both precisions are given the same numbers."""
+    return value.bfloat16().float()

@@ -163,7 +163,7 @@ def residual_activation(
     kind: str = "fp32",
     backward: bool = False,
 ) -> Work:
-    """x and the residual are read, the result is written: as large as x, or with ``pool`` its means, (B / M, C) float32.
+    """x and the residual are read, the result is written: as large as x, or with ``pool`` means, (B / M, C) float32.
     Backward reads x, the residual and the result's gradient, and writes as many gradients.
     """
     values = modalities * sequences * frames * joints * channels
@@ -173,7 +173,7 @@ def residual_activation(
 
 
 def batch_norm_coefficients(modalities: int, channels: int, backward: bool = False) -> Work:
-    """Four numbers of each channel are read and two written; backward reads three and two gradients, and writes four."""
+    """Four numbers of each channel are read, two written; backward reads three and two gradients, and writes four."""
     return Work(4 * modalities * channels * (6 + (9 if backward else 0)))
 
 
@@ -266,8 +266,8 @@ def info_nce(
 def context_loss(
     modalities: int, clips: int, embedding: int, queue: int, *, kind: str = "fp32", backward: bool = False
 ) -> Work:
-    """As :func:`info_nce`: similarities of a modality are shared by all its pairs, and the gradients of all its pairs are
-    summed before the product with the queue.
+    """As :func:`info_nce`: similarities of a modality are shared by all its pairs, and the gradients of all its pairs
+    are summed before the product with the queue.
     """
     return info_nce(modalities, clips, embedding, queue, kind=kind, backward=backward)
 
@@ -326,8 +326,8 @@ def pair_log_sum_exp(
     kind: str = "fp32",
     backward: bool = False,
 ) -> Work:
-    """x (A, N, D) and the queues are read; (A + A (A - 1) / 2) N sums, A·N·topk neighbours (int64) and the A similarities
-    at each of them are written. Backward reads the gradients of sums and similarities and writes that of x. Products:
+    """x (A, N, D) and the queues are read; (A + A (A - 1) / 2) N sums, A·N·topk neighbours (int64) and the A
+    similarities at each of them are written. Backward reads the gradients of sums and similarities and writes that of x. Products:
     as :func:`context_loss`.
     """
     values = modalities * clips * embedding
