@@ -106,6 +106,7 @@ class Case:
         clips: that a call goes through, for clips per second; 0 if it is not a thing of clips.
         sweep: which of the sizes varies over cases that belong together: "batch", "queue", "modalities", "threads".
         with_peak: whether to measure the memory that a call needs beyond its inputs, too.
+        fewest_rounds: by way, where it shall be timed more than three times however long that takes.
     """
 
     op: str
@@ -124,6 +125,7 @@ class Case:
     clips: int = 0
     sweep: str = ""
     with_peak: bool = False
+    fewest_rounds: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = [way for way in self.ways if way not in WAYS]

@@ -115,7 +115,7 @@ def measure(request, benchmark, device, number, launch) -> Callable[[Case, str],
                 peak = memory.peak_in_process(name, profile, number, way, threads)
         benchmark.extra_info = _extra_info(case, way, device, launch, threads, calls, error, peak)
         seconds = _seconds_of_round(call, setup, device, BUDGET[profile] / 4)
-        rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, int(BUDGET[profile] / seconds)))
+        rounds = min(MOST_ROUNDS, max(case.fewest_rounds.get(way, FEWEST_ROUNDS), int(BUDGET[profile] / seconds)))
         benchmark.pedantic(call, setup=setup, rounds=rounds)
 
     yield run
