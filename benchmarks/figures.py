@@ -415,6 +415,10 @@ def bytes_text(count: float) -> str:
     return f"{three_digits(count / 1e9)} GB" if count >= 1e9 else f"{three_digits(count / 1e6)} MB"
 
 
+def error_text(error: float) -> str:
+    return f"{error:.1e}" if error else "0"
+
+
 def ratio_text(ratio: float) -> str:
     """Two digits below ten: a ratio is no better than its two medians."""
     return f"{ratio:.0f}" if ratio >= 99.5 else f"{ratio:.1f}" if ratio >= 0.95 else f"{ratio:.2f}"

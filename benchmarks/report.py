@@ -28,6 +28,7 @@ from benchmarks.figures import (
     Run,
     bytes_text,
     description,
+    error_text,
     figures_text,
     identity,
     load_atomic,
@@ -139,8 +140,8 @@ def op_lines(groups: Mapping[tuple, Sequence[Row]]) -> list[str]:
     baselines = list(dict.fromkeys(row.name for row in rows if row.way in BASELINES))
     at_the_end: dict[str, Callable[[Row], Any]] = {
         "of the floor": floor_text,
-        "error": lambda row: f"{row.error:.1e}",
-        "allowed": lambda row: f"{row.tolerance:.0e}",
+        "error": lambda row: error_text(row.error),
+        "allowed": lambda row: error_text(row.tolerance),
     }
     if any(row.peak_bytes is not None for row in rows):
         at_the_end["peak memory"] = lambda row: None if row.peak_bytes is None else bytes_text(row.peak_bytes)

@@ -113,7 +113,7 @@ def test_ratios_shares_and_rates_are_those_computed_by_hand(tmp_path):
     assert ours["clips/s"] == "6400"
     assert ours["of the floor"] == "80 % of copy bandwidth"
     assert eager["of the floor"] == "25 % of copy bandwidth"
-    assert (ours["error"], ours["allowed"]) == ("1.5e-07", "1e-05")
+    assert (ours["error"], ours["allowed"]) == ("1.5e-07", "1.0e-05")
 
     row = next(row for row in written["rows"] if row["way"] == "ours fp32")
     assert row["ratios"] == {"eager": 3.2, "eager compiled": 2.0}
@@ -286,6 +286,7 @@ def test_the_report_needs_neither_torch_nor_the_package(tmp_path):
             {1.0: "1.00 s", 0.5256: "526 ms", 87.65e-3: "87.7 ms", 3e-6: "3.00 µs", 5e-10: "0.500 ns"},
         ),
         (figures.ratio_text, {0.123: "0.12", 0.96: "1.0", 6.96: "7.0", 41.2: "41.2", 123.4: "123"}),
+        (figures.error_text, {1.23e-7: "1.2e-07", 0.0: "0"}),
         (figures.percent_text, {0.6249: "62 %", 0.0123: "1.2 %", 2.5: "250 %"}),
         (figures.three_digits, {99.96: "100", 12345: "12300", 0.01234: "0.0123", 0: "0"}),
     ],

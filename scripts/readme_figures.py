@@ -53,6 +53,7 @@ from benchmarks.figures import (  # noqa: E402
     ReportError,
     bytes_text,
     description,
+    error_text,
     load_atomic,
     percent_text,
     ratio_text,
@@ -70,7 +71,7 @@ SHOWN = {
     "clips/s": ("clips_per_second", three_digits),
     "share of floor": ("share_of_floor", percent_text),
     "peak memory": ("peak_bytes", bytes_text),
-    "error": ("error", "{:.1e}".format),
+    "error": ("error", error_text),
 }
 OF_RESULTS = ("source", "date", "hardware", "profile")
 RATIO = "ratio to "
