@@ -73,11 +73,15 @@ def _dot(colour: str, marker: str, label: str) -> Line2D:
 
 
 def _groups(runs: Sequence[Run]) -> list[list[Row]]:
-    """Of the sizes that are not part of a sweep, device after device; of an op that has sweeps alone, those."""
+    """The sizes that no sweep varies, of an op that has sweeps alone the ones it starts from; device after device."""
+    shown: dict[tuple, list[list[Row]]] = {}
     groups = [group for run in runs for group in run.groups().values()]
-    alone = {(group[0].op, group[0].phase, group[0].device) for group in groups if not group[0].sweep}
-    shown = [g for g in groups if not g[0].sweep or (g[0].op, g[0].phase, g[0].device) not in alone]
-    return sorted(shown, key=lambda group: group[0].device)
+    for group in sorted(groups, key=lambda group: bool(group[0].sweep)):
+        of_op = shown.setdefault((group[0].op, group[0].phase, group[0].device), [])
+        if not group[0].sweep or not of_op:
+            of_op.append(group)
+    chosen = {id(group) for of_op in shown.values() for group in of_op}
+    return sorted((group for group in groups if id(group) in chosen), key=lambda group: group[0].device)
 
 
 Dot = tuple[float, str, str, bool]

@@ -212,9 +212,11 @@ def test_plots_are_small_svg_and_the_same_every_time(tmp_path):
         before[picture] = data
     report_of(tmp_path, content(*sweep))
     assert all((tmp_path / "results" / picture).read_bytes() == data for picture, data in before.items())
-    words = " ".join(ElementTree.fromstring(before[pictures[2]]).itertext())
-    assert "batch" in words
-    assert "ms a call" in words
+    ratio, _, scaling = (" ".join(ElementTree.fromstring(data).itertext()) for data in before.values())
+    assert "batch" in scaling
+    assert "ms a call" in scaling
+    assert "N=4 K=512" in ratio  # what the sweep starts from
+    assert "N=8" not in ratio
 
 
 def without(name):
