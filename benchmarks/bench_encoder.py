@@ -1,204 +1,238 @@
-"""The encoder, block by block and whole: ours against separate eager encoders, and those under torch.compile.
+"""Six encoders in training mode, block by block and whole, and whole in inference: ours against separate eager ones.
 
-    pytest benchmarks/bench_encoder.py -s
-    python benchmarks/bench_encoder.py --threads 2
-    python benchmarks/bench_encoder.py --device cuda
-
-Six streams at the published sizes in training mode with dropout, forward alone (without gradient, as a key encoder
-runs) and with the backward pass. Results without dropout are compared with the separate encoders' before anything is
-timed; ways take turns; inputs are drawn anew for every call. "rate" is the arithmetic of direct products, with joints
-gathered along the edges before the product, over the time: a convolution that needs fewer products can exceed the
-machine's own.
+"forward" is without gradient, as a key encoder runs. What is timed has dropout; results and gradients are compared
+without it, since every way draws masks of its own. The floor's operations are those of direct products (floors.py), and
+a block's bytes those of every tensor between its ops written and read once.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import statistics
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-import allocator
-import measuring
 import torch
-from separate_encoders import SeparateEncoders
-from torch import Tensor
+from torch import Tensor, nn
 
-from ikem_fast import layouts
-from ikem_fast.nn import EncoderInput, MultiStreamSTGCN
+from benchmarks import floors
+from benchmarks.bench_graph_convolution import edges_and_groups
+from benchmarks.cases import BOTH, COMPILED, EAGER, FORWARD, OURS, OURS_BF16, Case, compiled
+from benchmarks.clips import FRAMES, JOINTS, LAYOUT, PERSONS
+from ikem_fast.nn import EncoderInput, MultiStreamSTGCN, STGCNReference
 from ikem_fast.nn.layers import BatchStatistics
+from ikem_fast.nn.parts import block_plan
 
-WAYS = ("ours", "ours, bf16", "separate", "separate, compiled")
-TOLERANCE = {"ours": 1e-3, "ours, bf16": 3e-2, "separate, compiled": 1e-3}
-STREAMS, NUM_PERSONS, JOINTS = 6, 2, 25
+DROPOUT = 0.5
+HIDDEN_CHANNELS, FEATURE_SIZE = 16, 256
+PLAN = block_plan(HIDDEN_CHANNELS, FEATURE_SIZE)
+FIRST, LAST = 0, len(PLAN) - 1
+# One block of each kind, from 0.
+BLOCKS = {"small": (9,), "full": (0, 1, 4, 5, 7, 8, 9)}
+CLIPS = {("small", "cpu"): 2, ("small", "cuda"): 32, ("full", "cpu"): 16, ("full", "cuda"): 128}
+BATCHES = {"cpu": (4, 64), "cuda": (32, 256)}
+# Of the norm of features and of the gradient of all parameters, largest.
+TOLERANCE = {EAGER: 1e-3, COMPILED: 1e-3, OURS: 1e-3, OURS_BF16: 0.1}
+# Ten blocks on end: rounding turns some of the ReLUs on or off, so that the gradient of eager float32 is itself off by
+# 6e-3 from that of float64.
+TOLERANCE_OF_ALL = {EAGER: 2e-2, COMPILED: 2e-2, OURS: 2e-2, OURS_BF16: 0.5}
 
 
-def make_encoders(dropout: float) -> MultiStreamSTGCN:
+class Piece(NamedTuple):
+    """All blocks with the norm of the input before and the mean after them, or one of them."""
+
+    modalities: int
+    block: int | None
+    training: bool
+
+    def sizes(self) -> tuple[int, int, int]:
+        """Channels and frames of the input, output channels."""
+        channels, frames = 3, FRAMES
+        for out_channels, stride in PLAN[: self.block or 0]:
+            channels, frames = out_channels, -(-frames // stride)
+        return channels, frames, PLAN[LAST if self.block is None else self.block][0]
+
+
+@functools.lru_cache(maxsize=4)
+def make_encoders(modalities: int, device: str, dropout: float, precision: str) -> MultiStreamSTGCN:
     torch.manual_seed(0)
-    return MultiStreamSTGCN(layouts.get("ntu-rgb+d").adjacency(), STREAMS, dropout=dropout)
+    return MultiStreamSTGCN(
+        LAYOUT.adjacency(),
+        modalities,
+        hidden_channels=HIDDEN_CHANNELS,
+        feature_size=FEATURE_SIZE,
+        dropout=dropout,
+        precision=precision,
+    ).to(device)
 
 
-class Piece:
-    """A block, or all of them with the input norm before and the mean after: each way to run it, and its inputs."""
+@functools.lru_cache(maxsize=4)
+def make_separate(modalities: int, device: str, dropout: float) -> nn.ModuleList:
+    """An eager encoder for each modality, with the same weights."""
+    encoders = make_encoders(modalities, device, dropout, "fp32")
+    return nn.ModuleList(encoders.to_reference(stream) for stream in range(modalities))
 
-    def __init__(self, block: int | None, arguments: argparse.Namespace, dropout: float = 0.5):
-        self.device = torch.device(arguments.device)
-        self.block = block
-        encoders = make_encoders(dropout).to(self.device)
-        self.encoders = {
-            "ours": encoders,
-            "separate": SeparateEncoders(encoders).to(self.device),
-            "separate, compiled": SeparateEncoders(encoders, compiled=True).to(self.device),
-            "ours, bf16": make_encoders(dropout).to(self.device),
-        }
-        self.encoders["ours, bf16"].precision = "bf16"
-        frames = [50] * 5 + [25] * 3 + [13] * 2
-        channels = [3] + [b.temporal_conv.weight.shape[1] for b in encoders.blocks]
-        number = 0 if block is None else block
-        self.shape = (STREAMS, arguments.clips * NUM_PERSONS, frames[number], JOINTS, channels[number])
-        blocks = range(10) if block is None else (block,)
-        edges = len(encoders.graph.edges)
-        self.operations = 2 * STREAMS * arguments.clips * NUM_PERSONS * sum(
-            _products(frames[i], channels[i], encoders.blocks[i], edges) for i in blocks
-        )  # fmt: skip
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        return torch.randn(self.shape, generator=generator, device=self.device)
+def ours(piece: Piece, dropout: float, precision: str) -> Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]:
+    """Features, or a block's output, and the parameters that they are made of."""
 
-    def run(self, way: str, x: Tensor) -> Tensor:
-        encoders = self.encoders[way]
-        if self.block is None:
-            return encoders.features(EncoderInput(x, NUM_PERSONS))
-        if way.startswith("ours"):
-            seed = torch.zeros(1, dtype=torch.int64, device=self.device)
-            x = x.bfloat16() if way.endswith("bf16") else x
-            pool = NUM_PERSONS if self.block == 9 else 0
-            return encoders.blocks[self.block](x, encoders.graph, BatchStatistics(), seed, self.block, pool)
-        run = _compiled_block if "compiled" in way else _run_block
-        return torch.stack(
-            [
-                run(encoder.blocks[self.block], stream.permute(0, 3, 1, 2), encoder.adjacency, self.block == 9)
-                for encoder, stream in zip(encoders.encoders, x, strict=True)
+    def run(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        encoders = make_encoders(piece.modalities, x.device.type, dropout, precision).train(piece.training)
+        if piece.block is None:
+            return encoders.features(EncoderInput(x, PERSONS)), dict(encoders.named_parameters())
+        block = encoders.blocks[piece.block]
+        seed = torch.zeros(1, dtype=torch.int64, device=x.device)
+        pool = PERSONS if piece.block == LAST else 0
+        y = block(x, encoders.graph, BatchStatistics(), seed, piece.block, pool)
+        return y, dict(block.named_parameters())
+
+    return run
+
+
+def separate(piece: Piece, dropout: float, compile_all: bool = False):
+    """As :func:`ours`, in lists of an entry for each stream."""
+    features = compiled(STGCNReference.features) if compile_all else STGCNReference.features
+    block = compiled(_run_block) if compile_all else _run_block
+
+    def run(x: Tensor) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        encoders = make_separate(piece.modalities, x.device.type, dropout).train(piece.training)
+        streams = zip(encoders, x.unbind(), strict=True)
+        if piece.block is None:
+            results, parts = [features(encoder, EncoderInput(values, PERSONS)) for encoder, values in streams], encoders
+        else:
+            results = [
+                block(encoder.blocks[piece.block], values, encoder.adjacency, piece.block == LAST)
+                for encoder, values in streams
             ]
-        )
+            parts = [encoder.blocks[piece.block] for encoder in encoders]
+        parameters = [dict(part.named_parameters()) for part in parts]
+        return results, {name: [one[name] for one in parameters] for name in parameters[0]}
 
-    def call(self, way: str, backward: bool) -> Callable[[Tensor], object]:
-        def forward(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return self.run(way, x)
-
-        def both(x: Tensor) -> None:
-            # All but the first block pass a gradient on to their input.
-            output = self.run(way, x.requires_grad_(self.block not in (None, 0)))
-            output.backward(torch.ones_like(output))
-
-        return both if backward else forward
+    return run
 
 
-def _run_block(block: torch.nn.Module, x: Tensor, adjacency: Tensor, is_last: bool) -> Tensor:
-    y = block(x, adjacency)
+def _run_block(block: nn.Module, x: Tensor, adjacency: Tensor, is_last: bool) -> Tensor:
+    y = block(x.permute(0, 3, 1, 2), adjacency)
     if is_last:
-        return y.mean(dim=(2, 3)).unflatten(0, (-1, NUM_PERSONS)).mean(dim=1)
+        return y.mean(dim=(2, 3)).unflatten(0, (-1, PERSONS)).mean(dim=1)
     return y.permute(0, 2, 3, 1)
 
 
-_compiled_block = torch.compile(_run_block)
+def of_phase(phase: str, function: Callable) -> Callable[[tuple[Tensor, Tensor]], tuple]:
+    """A way: the result without gradient, or the result and the gradients of parameters and, if it has one, of x."""
 
+    def forward(inputs: tuple[Tensor, Tensor]) -> tuple:
+        with torch.no_grad():
+            return function(inputs[0])[0], {}
 
-def _products(frames: int, in_channels: int, block: torch.nn.Module, edges: int) -> int:
-    """Multiply-adds of a sequence in a block."""
-    out_channels, stride = block.temporal_conv.weight.shape[1], block.temporal_conv.stride
-    out_frames = -(-frames // stride)
-    graph = frames * (edges * in_channels + 3 * JOINTS * in_channels * out_channels)
-    taps = sum(0 <= stride * t + tap - 4 < frames for t in range(out_frames) for tap in range(9))
-    residual = 0 if block.residual is None else out_frames * JOINTS * in_channels * out_channels
-    return graph + taps * JOINTS * out_channels**2 + residual
-
-
-def check(block: int | None, arguments: argparse.Namespace) -> None:
-    """Ends the process unless all ways give the separate encoders' result."""
-    piece = Piece(block, arguments, dropout=0.0)
-    x = piece.draw(torch.Generator(piece.device).manual_seed(1))
-    with torch.no_grad():
-        expected = piece.run("separate", x).double()
-        for name in arguments.ways:
-            if name not in TOLERANCE:
-                continue
-            error = float((piece.run(name, x).double() - expected).norm() / expected.norm())
-            if not error < TOLERANCE[name]:
-                raise SystemExit(f"'{name}' is {error:.1e} away from separate encoders: nothing was timed")
-
-
-def run_piece(block: int | None, arguments: argparse.Namespace) -> dict[tuple[str, bool], float]:
-    check(block, arguments)
-    piece = Piece(block, arguments)
-    generator = torch.Generator(piece.device).manual_seed(2)
-    title = "whole encoder" if block is None else f"block {block + 1}"
-    frames, channels = piece.shape[2], piece.shape[4]
-    print(f"\n{title}: {frames} frames, {channels} channels in")
-    header = ("median", "fastest", "slowest", "rate", "ours is", "ours bf16 is")
-    print(f"{'':22}{'pass':>10}" + "".join(f"{column:>14}" for column in header))
-    medians = {}
-    for backward in (False, True):
-        seconds = measuring.time_in_turns(
-            {name: piece.call(name, backward) for name in arguments.ways},
-            lambda: piece.draw(generator),
-            lambda _: arguments.repeats,
-            piece.device,
+    def both(inputs: tuple[Tensor, Tensor]) -> tuple:
+        x, cotangent = inputs
+        results, parameters = function(x)
+        wanted = {name: value if isinstance(value, list) else [value] for name, value in parameters.items()}
+        leaves = [leaf for group in wanted.values() for leaf in group] + ([x] if x.requires_grad else [])
+        outputs, cotangents = ([results], [cotangent]) if isinstance(results, Tensor) else (results, cotangent.unbind())
+        gradients = iter(
+            torch.autograd.grad(outputs, leaves, [c.to(o.dtype) for c, o in zip(cotangents, outputs, strict=True)])
         )
-        for name, values in seconds.items():
-            medians[name, backward] = statistics.median(values)
-        for name, values in seconds.items():
-            median = medians[name, backward]
-            rate = (3 if backward else 1) * piece.operations / median / 1e9
-            times = "".join(f"{1e3 * value:>11.2f} ms" for value in (median, values[0], values[-1]))
-            ratios = "".join(
-                f"{f'{median / medians[ours, backward]:.2f} times':>14}"
-                for ours in ("ours", "ours, bf16")
-                if (ours, backward) in medians and not name.startswith("ours")
+        of_parameters = {name: [next(gradients) for _ in group] for name, group in wanted.items()}
+        return results, of_parameters | ({"x": list(gradients)} if x.requires_grad else {})
+
+    return both if phase == BOTH else forward
+
+
+def error(result: tuple, expected: tuple) -> float:
+    """Norms of what features and all gradients are off by, relative to their own; the larger."""
+
+    def joined(values: Tensor | list[Tensor]) -> Tensor:
+        # A single tensor of all streams, or one of each.
+        values = [values] if isinstance(values, Tensor) else values
+        return torch.cat([value.detach().double().flatten() for value in values])
+
+    def off(some: Tensor, other: Tensor) -> float:
+        if some.shape != other.shape:
+            return math.inf
+        relative = float((some - other).norm() / other.norm())
+        return relative if math.isfinite(relative) else math.inf
+
+    def of_all(gradients: Mapping[str, list[Tensor]]) -> Tensor:
+        return torch.cat([joined(gradients[name]) for name in sorted(gradients)])
+
+    errors = [off(joined(result[0]), joined(expected[0]))]
+    if expected[1]:
+        errors.append(
+            off(of_all(result[1]), of_all(expected[1])) if result[1].keys() == expected[1].keys() else math.inf
+        )
+    return max(errors)
+
+
+def make_case(phase: str, clips: int, piece: Piece, sweep: str = "") -> Case:
+    channels, frames, out_channels = piece.sizes()
+    has_gradient = phase == BOTH and piece.block not in (None, FIRST)
+    stride = 1 if piece.block is None else PLAN[piece.block][1]
+    shape = (piece.modalities, PERSONS * clips, frames, JOINTS, channels)
+    pooled = piece.block in (None, LAST)
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x = torch.randn(shape, generator=generator, device=generator.device)
+        of_result = (clips, out_channels) if pooled else (PERSONS * clips, -(-frames // stride), JOINTS, out_channels)
+        result = torch.randn(piece.modalities, *of_result, generator=generator, device=generator.device)
+        return x.requires_grad_(has_gradient), result
+
+    def as_activations(inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, cotangent = inputs
+        return x.detach().bfloat16().requires_grad_(has_gradient), cotangent
+
+    def ways(dropout: float) -> dict[str, Callable]:
+        made = {
+            EAGER: separate(piece, dropout),
+            COMPILED: separate(piece, dropout, compile_all=True),
+            OURS: ours(piece, dropout, "fp32"),
+            OURS_BF16: ours(piece, dropout, "bf16"),
+        }
+        return {name: of_phase(phase, function) for name, function in made.items()}
+
+    def floor(kind: str) -> floors.Work:
+        options = {"kind": kind, "backward": phase == BOTH}
+        if piece.block is None:
+            return floors.encoder(
+                piece.modalities, clips, PERSONS, FRAMES, JOINTS, PLAN, *edges_and_groups(), **options
             )
-            print(f"{name:22}{'both' if backward else 'forward':>10}{times}{rate:>8.0f} GFLOP/s{ratios}")
-    return medians
+        return floors.block(
+            piece.modalities, PERSONS * clips, frames, JOINTS, channels, out_channels, *edges_and_groups(),
+            stride=stride, residual=piece.block != FIRST, pool=PERSONS if piece.block == LAST else 0,
+            input_gradient=has_gradient, **options,
+        )  # fmt: skip
+
+    name = "encoder" if piece.block is None else "encoder block"
+    sizes = {"clips": clips, "modalities": piece.modalities}
+    return Case(
+        op=name if piece.training else f"{name}, inference",
+        phase=phase,
+        sizes=sizes if piece.block is None else {**sizes, "block": piece.block + 1},
+        draw=draw,
+        ways=ways(DROPOUT),
+        checked=ways(0.0) if piece.training else {},
+        prepare={} if piece.block is None else {OURS_BF16: as_activations},
+        expected=of_phase(phase, separate(piece, 0.0)),
+        tolerance=TOLERANCE_OF_ALL if piece.block is None and phase == BOTH else TOLERANCE,
+        floor=floor("fp32"),
+        floor_bf16=floor("bf16"),
+        error=error,
+        clips=clips,
+        sweep=sweep,
+    )
 
 
-def run(arguments: argparse.Namespace) -> dict[int | None, dict[tuple[str, bool], float]]:
-    measuring.begin(arguments.device, arguments.threads)
-    print(f"{arguments.clips} clips of {NUM_PERSONS} persons, {STREAMS} streams")
-    arguments.ways = [name for name in arguments.ways if not (arguments.no_compile and "compiled" in name)]
-    figures = {block: run_piece(block, arguments) for block in (*arguments.blocks, None)}
-    if arguments.device == "cpu":
-        print(f"\nload average {os.getloadavg()[0]:.1f} after the run")
-    return figures
+def cases(profile: str, device: str) -> list[Case]:
+    clips = CLIPS[profile, device]
+    listed = [make_case(FORWARD, clips, Piece(6, None, training=False))]
+    for phase in (FORWARD, BOTH):
+        listed += [make_case(phase, clips, Piece(6, block, training=True)) for block in (None, *BLOCKS[profile])]
+        if profile == "full":
+            listed += [make_case(phase, clips, Piece(count, None, training=True), "modalities") for count in (1, 3)]
+            listed += [make_case(phase, count, Piece(6, None, training=True), "batch") for count in BATCHES[device]]
+    return listed
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--clips", type=int, help="of a batch; by default 16 on a CPU, 128 on a GPU")
-    parser.add_argument("--blocks", type=int, nargs="*", choices=range(10), default=list(range(10)), help="from 0")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parsed = parser.parse_args(arguments)
-    if parsed.clips is None:
-        parsed.clips = 128 if parsed.device == "cuda" else 16
-    return parsed
-
-
-def test_encoder_cpu():
-    arguments = ["--clips", "2", "--repeats", "2", "--blocks", "0", "9", "--ways", "ours", "ours, bf16", "separate"]
-    figures = run(parse(arguments))
-    assert set(figures) == {0, 9, None}
-    assert all(median > 0 for medians in figures.values() for median in medians.values())
-
-
-def main() -> None:
-    arguments = parse()
-    if arguments.device == "cpu":
-        allocator.keep_freed_memory()
-    run(arguments)
-
-
-if __name__ == "__main__":
-    main()
+def test_encoder(measure, case, way):
+    measure(case, way)

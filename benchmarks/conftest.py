@@ -85,7 +85,7 @@ def pytest_generate_tests(metafunc):
 def _parameter(device: str, number: int, case: Case, way: str, launch: str):
     options = {"timer": timing.cuda_timer()} if device == "cuda" else {}
     mark = pytest.mark.benchmark(group=_group(case, device), disable_gc=True, **options)
-    name = f"{case.phase}, {case.size_label}, {device}, {way}" + (", graph" if launch == "graph" else "")
+    name = f"{case.op}, {case.phase}, {case.size_label}, {device}, {way}" + (", graph" if launch == "graph" else "")
     return pytest.param(device, number, case, way, launch, marks=mark, id=name)
 
 
