@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -108,7 +108,12 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
 
 
 def context_losses(
-    q: Mapping[str, Tensor], k: Mapping[str, Tensor], queues: Tensor, temperature: float, topk: int
+    q: Mapping[str, Tensor],
+    k: Mapping[str, Tensor],
+    queues: Tensor,
+    temperature: float,
+    topk: int,
+    loss_of_pair: Callable[..., Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Each modality's context loss, the mean over its partners (docs/method.md section 6), scalars.
 
@@ -118,7 +123,9 @@ def context_losses(
         queues: (S, D, K) in the order of the modalities.
         temperature: divides the similarities.
         topk: neighbours mined in the partner's queue.
+        loss_of_pair: ``mined_loss``, or that compiled.
     """
+    loss_of_pair = loss_of_pair or mined_loss
     names = list(q)
     similarity = {name: q[name] @ queue for name, queue in zip(names, queues, strict=True)}
     neighbours = {name: similarity[name].topk(topk, dim=1).indices for name in names}
@@ -126,7 +133,7 @@ def context_losses(
     for a in names:
         positive = (q[a] * k[a]).sum(dim=1, keepdim=True)
         of_pairs = [
-            _mined_loss(positive, similarity[a], similarity[b], neighbours[b], temperature) for b in names if b != a
+            loss_of_pair(positive, similarity[a], similarity[b], neighbours[b], temperature) for b in names if b != a
         ]
         losses[a] = torch.stack(of_pairs).mean()
     return losses
@@ -140,6 +147,7 @@ def relational_distillation_losses(
     joint_queue: Tensor,
     temperature: float,
     topk: int,
+    loss_of_pair: Callable[..., Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Each student's loss, the mean over the teacher's modalities (docs/method.md section 7), scalars.
 
@@ -151,7 +159,9 @@ def relational_distillation_losses(
         joint_queue: (S·D, K).
         temperature: divides the similarities.
         topk: neighbours mined in each of the teacher's queues.
+        loss_of_pair: ``mined_loss``, or that compiled.
     """
+    loss_of_pair = loss_of_pair or mined_loss
     similarities = [embedding @ queue for embedding, queue in zip(teacher.values(), queues, strict=True)]
     neighbours = [similarity.topk(topk, dim=1).indices for similarity in similarities]
     losses = {}
@@ -159,14 +169,14 @@ def relational_distillation_losses(
         positive = (output * joint_embedding).sum(dim=1, keepdim=True)
         relation = output @ joint_queue
         of_modalities = [
-            _mined_loss(positive, relation, similarity, nearest, temperature)
+            loss_of_pair(positive, relation, similarity, nearest, temperature)
             for similarity, nearest in zip(similarities, neighbours, strict=True)
         ]
         losses[name] = torch.stack(of_modalities).mean()
     return losses
 
 
-def _mined_loss(own: Tensor, similarity: Tensor, other: Tensor, neighbours: Tensor, temperature: float) -> Tensor:
+def mined_loss(own: Tensor, similarity: Tensor, other: Tensor, neighbours: Tensor, temperature: float) -> Tensor:
     """Minus the mean log-softmax of [own, similarity, similarity * other] / temperature at the positives: the first,
     and in both other parts the ``neighbours``.
     """

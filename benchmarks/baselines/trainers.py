@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -26,11 +27,20 @@ _MOVING_IN_CROSS_STAGE = ("motion", "acceleration", "angular_velocity")
 
 
 def compiled() -> SimpleNamespace:
-    """The eager manner, each of its functions under torch.compile."""
-    names = ("augment", "derive_modalities", "info_nce", "context_losses", "relational_distillation_losses")
-    functions = {name: torch.compile(getattr(eager, name)) for name in names}
+    """The eager manner under torch.compile: augmentation, modalities, the encoder and the loss of a pair, each a graph
+    of its own that serves all streams and pairs.
+    """
+    compile_ = partial(torch.compile, dynamic=False)
+    pair = compile_(eager.mined_loss)
     return SimpleNamespace(
-        **functions, draw_augmentation=eager.draw_augmentation, momentum_update_=eager.momentum_update_
+        draw_augmentation=eager.draw_augmentation,
+        augment=compile_(eager.augment),
+        derive_modalities=compile_(eager.derive_modalities),
+        features=compile_(STGCNReference.features),
+        info_nce=compile_(eager.info_nce),
+        context_losses=partial(eager.context_losses, loss_of_pair=pair),
+        relational_distillation_losses=partial(eager.relational_distillation_losses, loss_of_pair=pair),
+        momentum_update_=eager.momentum_update_,
     )
 
 
@@ -78,9 +88,7 @@ class Trainer(nn.Module, ABC):
         self.topk = topk
         self.quirks = quirks
         self._sizes = {"hidden_channels": hidden_channels, "feature_size": feature_size, "dropout": dropout}
-        self._features = STGCNReference.features
-        if isinstance(manner, SimpleNamespace):
-            self._features = torch.compile(STGCNReference.features)
+        self._features = getattr(manner, "features", STGCNReference.features)
         self.register_buffer("queue", _random_queue(len(self.modalities), embedding_size, queue_size))
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))
 
