@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import clips as stored
 from benchmarks import floors
 from benchmarks.baselines import eager, release_manner
-from benchmarks.cases import COMPILED, EAGER, FORWARD, OURS, OURS_BF16, RELEASE_MANNER, Case, compiled
+from benchmarks.cases import COMPILED, EAGER, FORWARD, OURS, OURS_BF16, RELEASE_MANNER, Case, compiled, over_threads
 from benchmarks.clips import FRAMES, JOINTS, LAYOUT, PERSONS
 from ikem_fast import ops
 from ikem_fast.modalities import MODALITIES
@@ -106,7 +106,8 @@ def make_case(clips: int, modalities: int, sweep: str) -> Case:
 
 
 def cases(profile: str, device: str) -> list[Case]:
-    return [make_case(*sizes) for sizes in SIZES[profile]]
+    listed = [make_case(*sizes) for sizes in SIZES[profile]]
+    return listed + (over_threads(listed[0]) if (profile, device) == ("full", "cpu") else [])
 
 
 def test_clip_views(measure, case, way):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import contrast, floors
-from benchmarks.cases import Case
+from benchmarks.cases import Case, over_threads
 from benchmarks.contrast import EMBEDDING, MODALITIES, TEMPERATURE, TOPK, unit
 from ikem_fast import ops
 
@@ -30,7 +30,8 @@ def make_case(phase: str, sizes: tuple[int, int, str]) -> Case:
 
 
 def cases(profile: str, device: str) -> list[Case]:
-    return contrast.phases(contrast.SIZES[profile], make_case)
+    listed = contrast.phases(contrast.SIZES[profile], make_case)
+    return listed + (over_threads(listed[1]) if (profile, device) == ("full", "cpu") else [])
 
 
 def test_context_loss(measure, case, way):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks import floors
 from benchmarks.bench_graph_convolution import edges_and_groups
-from benchmarks.cases import BOTH, COMPILED, EAGER, FORWARD, OURS, OURS_BF16, Case, compiled
+from benchmarks.cases import BOTH, COMPILED, EAGER, FORWARD, OURS, OURS_BF16, Case, compiled, over_threads
 from benchmarks.clips import FRAMES, JOINTS, LAYOUT, PERSONS
 from ikem_fast.nn import EncoderInput, MultiStreamSTGCN, STGCNReference
 from ikem_fast.nn.layers import BatchStatistics
@@ -231,6 +231,8 @@ def cases(profile: str, device: str) -> list[Case]:
         if profile == "full":
             listed += [make_case(phase, clips, Piece(count, None, training=True), "modalities") for count in (1, 3)]
             listed += [make_case(phase, count, Piece(6, None, training=True), "batch") for count in BATCHES[device]]
+    if (profile, device) == ("full", "cpu"):
+        listed += over_threads(make_case(BOTH, clips, Piece(6, None, training=True)))
     return listed
 
 

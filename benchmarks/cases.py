@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -151,6 +152,13 @@ class Case:
 
     def work(self, way: str) -> Work:
         return self.floor_bf16 if way == OURS_BF16 and self.floor_bf16 is not None else self.floor
+
+
+def over_threads(case: Case) -> list[Case]:
+    """The case with 1, 2, 4 ... CPU threads, below the number of cores, which it has by itself."""
+    counts = [2**power for power in range(10) if 2**power < len(os.sched_getaffinity(0))]
+    sizes = ({**case.sizes, "threads": count} for count in counts)
+    return [dataclasses.replace(case, sizes=size, sweep="threads", with_peak=False) for size in sizes]
 
 
 def forward(function: Callable) -> Callable[[Inputs], Any]:

@@ -46,7 +46,7 @@ _KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def _copies(device: str) -> float:
     source = torch.ones(COPIED[device], device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device)
+    return 2 * source.nbytes / _least_seconds(lambda: target.copy_(source), device)
 
 
 def _products(device: str, dtype: torch.dtype) -> float:
@@ -54,7 +54,7 @@ def _products(device: str, dtype: torch.dtype) -> float:
     size = PRODUCT[device]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     ways: list[Callable[[], object]] = [lambda: torch.mm(a, b)]
-    rates = [2 * size**3 / _median_seconds(ways[0], device)]
+    rates = [2 * size**3 / _least_seconds(ways[0], device)]
     if device == "cpu":
         # As the encoder's last block has it: (B, C, T, V) in channels last, and 9 taps over frames.
         batch, channels, frames, joints = 16, 256, 13, 25
@@ -62,12 +62,12 @@ def _products(device: str, dtype: torch.dtype) -> float:
         for taps in (1, 9):
             weight = torch.randn(channels, channels, taps, 1).to(dtype).to(memory_format=torch.channels_last)
             # Without padding: every tap of every frame is a product.
-            seconds = _median_seconds(lambda weight=weight: torch.conv2d(x, weight), device)
+            seconds = _least_seconds(lambda weight=weight: torch.conv2d(x, weight), device)
             rates.append(2 * batch * (frames - taps + 1) * joints * taps * channels**2 / seconds)
     return max(rates)
 
 
-def _median_seconds(call: Callable[[], object], device: str) -> float:
+def _least_seconds(call: Callable[[], object], device: str) -> float:
     timer = timer_of(device)
     seconds = []
     for number in range(WARM_UP + ROUNDS):
@@ -76,4 +76,4 @@ def _median_seconds(call: Callable[[], object], device: str) -> float:
         elapsed = timer() - begin
         if number >= WARM_UP:
             seconds.append(elapsed)
-    return sorted(seconds)[ROUNDS // 2]
+    return min(seconds)  # what else the machine does makes it no slower a machine

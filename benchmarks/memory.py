@@ -12,6 +12,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,9 +80,9 @@ def peak_in_process(module: str, profile: str, number: int, way: str, threads: i
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode == 0:
         return int(result.stdout.split()[-1])
-    if result.returncode == -9 or "memory" in result.stderr:
-        return None
     last = (result.stderr.strip() or "no message").splitlines()[-1]
+    if result.returncode == -9 or re.search("MemoryError|out of memory|allocate memory|not enough memory", last):
+        return None
     raise RuntimeError(f"the memory of {module}, case {number}, {way}, could not be measured: {last}")
 
 

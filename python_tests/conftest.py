@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +23,19 @@ from ikem_fast import _extension, engine
 # Registers the profiles that --hypothesis-profile names. Without Hypothesis the fuzz tests are left out.
 with suppress(ModuleNotFoundError):
     import fuzzing  # noqa: F401
+
+
+def register_benchmarks() -> None:
+    """Lets tests import ``benchmarks`` without the repository on the path, where the package may lie unbuilt."""
+    folder = Path(__file__).resolve().parent.parent / "benchmarks"
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["benchmarks"])
+
+
+register_benchmarks()
 
 
 def pytest_configure(config):
