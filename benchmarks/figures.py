@@ -316,6 +316,7 @@ def to_figures(runs: Sequence[Run]) -> dict[str, Any]:
             rows += [
                 {
                     **{name: getattr(row, name) for name in IDENTITY},
+                    "size_label": row.size_label,
                     "seconds": row.seconds,
                     "iqr": row.iqr,
                     "rounds": row.rounds,
@@ -374,6 +375,7 @@ def read_figures(path: Path) -> dict[str, Any]:
         _number(row, "seconds", where, above=0)
         for name in IDENTITY:
             _entry(row, name, dict if name == "sizes" else object, where)
+        _entry(row, "size_label", str, where)
         for name in ("iqr", "clips_per_second", "share_of_floor", "error", "peak_bytes"):
             if _entry(row, name, object, where) is not None:
                 _number(row, name, where)

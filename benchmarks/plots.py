@@ -242,7 +242,7 @@ def _draw_scaling(runs: Sequence[Run]) -> Figure | None:
             milliseconds = [1e3 * points[size] for size in sizes]
             style = "o--" if graph else "o-"
             axes.plot(sizes, milliseconds, style, color=COLOURS[way], markersize=3, linewidth=1.2)
-        title = f"{panel.op}, {panel.phase}\n{panel.fixed_sizes}, {panel.device}"
+        title = f"{panel.op}, {panel.phase}\n{panel.fixed_sizes} {panel.device}".replace("\n ", "\n")
         axes.set(xscale="log", yscale="log", xlabel=panel.sweep, ylabel="ms a call")
         axes.set_ylim(*_milliseconds_shown(ways))
         axes.set_title(title, fontsize=8)

@@ -309,7 +309,7 @@ figures:
     results: cpu
     heading: on two cores
     rows:
-      contrast: {{op: info_nce}}
+      contrast: {{op: info_nce, sizes: N=16 K=512}}
     columns:
       eager: {{way: eager, show: seconds}}
       as the release: {{way: release manner, show: seconds, optional: true}}
@@ -408,7 +408,7 @@ def test_check_finds_a_changed_results_file(tree, tmp_path):
 def test_check_finds_other_rows_in_a_table(tree):
     change(
         tree / "benchmarks/results/quoted.yaml",
-        "contrast: {op: info_nce}",
+        "contrast: {op: info_nce, sizes: N=16 K=512}",
         "c: {op: info_nce}\n      d: {op: info_nce}",
     )
     assert "speed: the table has other rows or columns" in readme_figures(tree, "--check")[1]

@@ -26,9 +26,10 @@ A document marks what it quotes, a number or a table, with a name:
           ours, bfloat16: {way: ours bf16, show: seconds}
           times as fast: {way: ours bf16, show: ratio to eager}
 
-A figure is that of the one row with this op, phase, way, device, launch and number of threads, and these sizes; words
-that choose no row or several are an error. ``show`` is one of seconds, clips/s, share of floor, peak memory, error,
-ratio to WAY; or, of the results file itself, source (a link to it, with hardware and date), date, hardware or profile.
+A figure is that of the one row with this op, phase, way, device, launch and number of threads, and these sizes, each by
+its name or all by ``sizes: N=16 K=32768``; words that choose no row or several are an error. ``show`` is one of
+seconds, clips/s, share of floor, peak memory, error, ratio to WAY; or, of the results file itself, source (a link to
+it, with hardware and date), date, hardware or profile.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ class Quotations:
 
 
 def _fits(row: Mapping[str, Any], words: Mapping[str, Any]) -> bool:
-    identity = {**row["sizes"], **{name: row[name] for name in IDENTITY if name != "sizes"}}
+    identity = {**row["sizes"], **{name: row[name] for name in IDENTITY}, "sizes": row["size_label"]}
     return all(key in identity and identity[key] == value for key, value in words.items())
 
 
