@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from benchmarks import ceilings, memory, timing
 from benchmarks.cases import COMPILED, Case
 from ikem_fast import _extension
 
+DEVICES = ("cpu", "cuda")
 BUDGET = {"small": 0.2, "full": 1.5}  # seconds that each benchmark is timed for, inputs included
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 500
 CHECK_SEEDS, TIMING_SEED = (1, 2), 3  # two draws are checked: a result left over from the first is wrong for the second
@@ -35,6 +37,9 @@ def pytest_addoption(parser):
     group.addoption("--profile", choices=tuple(BUDGET), default="small", help="sizes: small ones, or the published")
     group.addoption("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU (default: all cores)")
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
+    group.addoption("--devices", choices=DEVICES, nargs="+", default=DEVICES, help="of those that are there")
+    group.addoption("--seconds", type=float, default=math.inf, help="after so many the benchmarks left are skipped")
+    group.addoption("--commit", help="what is measured, where there is no git to ask")
 
 
 def pytest_configure(config):
@@ -43,26 +48,30 @@ def pytest_configure(config):
     config.addinivalue_line("python_files", "bench_*.py")
     _extension.require()
     torch.set_num_threads(config.getoption("--threads"))
-    config.stash[_STATE] = _State(memory.keep_freed_memory(), os.getloadavg()[0])
+    config.stash[_STATE] = _State(memory.keep_freed_memory(), os.getloadavg()[0], time.monotonic())
 
 
 @dataclasses.dataclass
 class _State:
     allocator: str
     load_average: float
+    begin: float
     expected: dict = dataclasses.field(default_factory=dict)  # results of the case at hand by seed
 
 
 _STATE = pytest.StashKey[_State]()
 
 
-def devices() -> list[str]:
-    """What this machine can run benchmarks on."""
-    return ["cpu", "cuda"] if torch.cuda.is_available() and _extension.cuda_available() else ["cpu"]
+def devices(config) -> list[str]:
+    """What is there of what benchmarks shall run on."""
+    has_cuda = torch.cuda.is_available() and _extension.cuda_available()
+    return [device for device in DEVICES if device in config.getoption("--devices") and (device == "cpu" or has_cuda)]
 
 
 def pytest_report_header(config):
-    return f"benchmarks: profile {config.getoption('--profile')}, {_hardware()}, {torch.get_num_threads()} threads"
+    return (
+        f"benchmarks: profile {config.getoption('--profile')}, {_hardware(config)}, {torch.get_num_threads()} threads"
+    )
 
 
 # ---- one test per case, way and device
@@ -71,11 +80,19 @@ def pytest_report_header(config):
 def pytest_generate_tests(metafunc):
     if "case" not in metafunc.fixturenames:
         return
+    profile, without_compiled = (metafunc.config.getoption(name) for name in ("--profile", "--no-compile"))
     parameters = []
-    for device in devices():
-        for number, case in enumerate(metafunc.module.cases(metafunc.config.getoption("--profile"), device)):
+    for device in devices(metafunc.config):
+        if device not in getattr(metafunc.module, "DEVICES", DEVICES):
+            continue
+        cases = metafunc.module.cases(profile, device)
+        # Compiling takes longer than all else: in the small profile an op's last phase is compiled alone.
+        last_phases = {case.op: case.phase for case in cases}
+        for number, case in enumerate(cases):
             for way in case.ways:
-                if way == COMPILED and metafunc.config.getoption("--no-compile"):
+                if way == COMPILED and (
+                    without_compiled or (profile == "small" and case.phase != last_phases[case.op])
+                ):
                     continue
                 for launch in ("python", "graph") if device == "cuda" else ("python",):
                     parameters.append(_parameter(device, number, case, way, launch))
@@ -100,6 +117,8 @@ def measure(request, benchmark, device, number, launch) -> Callable[[Case, str],
     profile, state = config.getoption("--profile"), config.stash[_STATE]
 
     def run(case: Case, way: str) -> None:
+        if time.monotonic() - state.begin > config.getoption("--seconds"):
+            pytest.skip("the time of --seconds was over")
         threads = case.sizes.get("threads", config.getoption("--threads"))
         torch.set_num_threads(threads)
         if way == COMPILED:
@@ -245,13 +264,20 @@ def _first_line(error: Exception) -> str:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_commit_info(config, commit_info):
+    name = config.getoption("--commit")
+    if name:
+        commit_info |= {"id": name.removesuffix("-dirty"), "dirty": name.endswith("-dirty")}
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config, machine_info):
     state = config.stash[_STATE]
     del machine_info["node"]
     machine_info["cpu"] = _cpu()
     machine_info |= {
-        "hardware": _hardware(),
-        "gpu": torch.cuda.get_device_name() if "cuda" in devices() else None,
+        "hardware": _hardware(config),
+        "gpu": torch.cuda.get_device_name() if "cuda" in devices(config) else None,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "ikem_fast": ikem_fast.__version__,
@@ -275,7 +301,7 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
             "start": dataclasses.asdict(ceilings.at_start(device, torch.get_num_threads())),
             "end": dataclasses.asdict(ceilings.measure(device)),
         }
-        for device in devices()
+        for device in devices(config)
     }
 
 
@@ -284,6 +310,13 @@ def _cpu() -> str:
     return names[0] if names else platform.machine()
 
 
-def _hardware() -> str:
-    cores = f"{_cpu()}, {len(os.sched_getaffinity(0))} cores"
-    return f"{torch.cuda.get_device_name()}, {cores}" if "cuda" in devices() else cores
+def _hardware(config) -> str:
+    """The GPU with its driver if it is measured, else the CPU with its cores."""
+    if "cuda" not in devices(config):
+        return f"{_cpu()}, {len(os.sched_getaffinity(0))} cores"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        driver = "unknown"
+    return f"{torch.cuda.get_device_name()}, driver {driver}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,12 @@ run_python() {
             touch "$(after --target "$@")/ikem_fast/_C_cuda.so"
             ;;
         "-m ikem_fast.doctor") echo "ready" ;;
+        *"/source/benchmarks/bench_"*)
+            echo "figures of $(basename "${@: -1}") $(after --devices "$@") $(after --profile "$@") $*"
+            write_junit "$(after --junitxml "$@")" ${BENCHMARKS:-8 0 1}
+            [ -n "$NO_FIGURES" ] || touch "$(after --benchmark-json "$@")"
+            ;;
+        "-m benchmarks.report"*) echo "report of $*" ;;
         "-m pytest"*)
             case "$(after -m "$@")" in
                 cuda) counts=${GPU_TESTS:-3 0 0} ;;
@@ -59,7 +66,6 @@ run_python() {
             # shellcheck disable=SC2086
             write_junit "$(after --junitxml "$@")" $counts
             ;;
-        *bench_*) echo "figures of $(basename "$1") $2 $3 $4"; exit "${BENCH_CODE:-0}" ;;
         *) echo "unexpected: $*"; exit 99 ;;
     esac
 }
@@ -162,10 +168,14 @@ def test_passes_where_everything_does(machine):
         "| GPU tests | passed | 0 s | 3 passed, 0 failed, 0 skipped |",
         "| compute-sanitizer racecheck | passed | 0 s | 2 passed, 0 failed, 0 skipped; ERROR SUMMARY: 0 errors |",
         "| other tests | passed | 0 s | 50 passed, 0 failed, 4 skipped |",
-        "figures of bench_clip_views.py --device cuda",
-        "figures of bench_derive_modalities.py --device cuda",
+        "figures of bench_clip_views.py cuda full",
+        "figures of bench_derive_modalities.py cuda full",
+        "| bench_clip_views | passed | 0 s | 8 passed, 0 failed, 1 skipped; figures are below |",
+        "| benchmark report | passed | 0 s | of ",
     ):
         assert line in results
+    assert "-p pytest_benchmark.plugin" in said
+    assert re.search(r"report of .*/bench_clip_views.json .*/bench_derive_modalities.json .*--out", said)
     assert "driver 580.1, nvcc 13.0.88, torch built for 13.0" in results
     assert str(machine.folder) not in results
     assert str(PROJECT_ROOT) not in results
@@ -192,18 +202,20 @@ def test_a_failing_step_fails_the_check_and_hides_no_other(machine, environment,
     (line,) = (line for line in results.splitlines() if line.startswith(f"| {step} |"))
     assert "| FAILED |" in line
     assert reason in line
-    assert "figures of bench_clip_views.py --device cuda --no-compile" in results
+    assert re.search(r"figures of bench_clip_views.py cuda small .* --no-compile", results)
     assert "other tests" not in results
 
 
 def test_what_a_sanitizer_finds_and_a_failing_benchmark_fail_the_check(machine):
-    code, said = machine.check("--quick", ERRORS="2", BENCH_CODE="3")
+    code, said = machine.check("--quick", ERRORS="2", BENCHMARKS="7 1 0", NO_FIGURES="yes")
     assert code == 1, said
     results = machine.results()
     for tool in ("memcheck", "racecheck", "synccheck", "initcheck"):
         reason = "compute-sanitizer ended with code 86: 2 passed, 0 failed, 0 skipped; ERROR SUMMARY: 2 errors"
         assert f"| compute-sanitizer {tool} | FAILED | 0 s | {reason} |" in results
-    assert "| bench_clip_views | FAILED | 0 s | python3 ended with code 3 |" in results
+    reason = "python3 ended with code 1: 7 passed, 1 failed, 0 skipped"
+    assert f"| bench_clip_views | FAILED | 0 s | {reason} |" in results
+    assert "| benchmark report | FAILED | 0 s | no benchmark left figures |" in results
     assert "| GPU tests | passed |" in results
 
 
@@ -300,9 +312,10 @@ def test_paths_are_cut(gpu_check):
         assert gpu_check.gpu_report.without_paths(text) == cut
 
 
-def test_benchmarks_with_a_cuda_mode_are_found(gpu_check):
+def test_benchmarks_for_a_gpu_are_found(gpu_check):
     known = [path.stem for path in sorted(PROJECT_ROOT.glob("benchmarks/bench_*.py")) if gpu_check.knows_cuda(path)]
-    assert {"bench_clip_views", "bench_derive_modalities"} <= set(known)
+    assert {"bench_clip_views", "bench_derive_modalities", "bench_encoder"} <= set(known)
+    assert "bench_parse_skeleton" not in known
 
 
 def test_help_tells_every_option():

@@ -31,7 +31,9 @@ SOURCES = (
     "ikem_fast", "pyproject.toml", "python_tests", "scripts", "setup.py",
 )  # fmt: skip
 NOT_SOURCES = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
-MODULES = {"pyyaml": "yaml"}  # where a package's module has another name
+# Where a package's module has another name.
+MODULES = {"pyyaml": "yaml", "pytest-benchmark": "pytest_benchmark", "py-cpuinfo": "cpuinfo"}
+BENCHMARK_LIMIT, BENCHMARK_SECONDS = 300, 220  # of a file's step, and until when it begins with another benchmark
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 BUG_FOUND = 86  # compute-sanitizer's exit code then
 
@@ -118,7 +120,8 @@ def sanitizer_summary(output: Sequence[str]) -> str | None:
 
 
 def knows_cuda(benchmark: Path) -> bool:
-    return '"--device"' in benchmark.read_text(encoding="utf-8")
+    """Whether a file of benchmarks has any for a GPU."""
+    return re.search(r'^DEVICES = \("cpu",\)', benchmark.read_text(encoding="utf-8"), re.MULTILINE) is None
 
 
 class Check:
@@ -126,6 +129,7 @@ class Check:
 
     def __init__(self, options: argparse.Namespace, results: Results, capability: Sequence[int], work: Path):
         self.options = options
+        self.commit = gpu_report.describe_commit(options.commit)
         self.results = results
         self.architecture = architecture(capability)
         self.work = work
@@ -243,7 +247,8 @@ class Check:
             steps.append((f"compute-sanitizer {tool}", 240, lambda tool=tool: self.sanitize_tests(tool)))
         for path in sorted(self.source.glob("benchmarks/bench_*.py")):
             if knows_cuda(path):
-                steps.append((path.stem, 300, lambda path=path: self.run_benchmark(path)))
+                steps.append((path.stem, BENCHMARK_LIMIT, lambda path=path: self.run_benchmark(path)))
+        steps.append(("benchmark report", 120, self.write_report))
         if not self.options.quick:
             steps.append(("other tests", 580, lambda: self.run_tests("other", "not cuda", allow_skips=True)))
         return steps
@@ -268,7 +273,13 @@ class Check:
         absent = self.ask(NOT_INSTALLED, *wheels) if wheels else []
         if absent:
             self._install(*(wheels[name] for name in absent))
-        names = [*dependency_names(self.source / "pyproject.toml"), "pytest", "setuptools"]
+        names = [
+            *dependency_names(self.source / "pyproject.toml"),
+            "pytest",
+            "pytest-benchmark",
+            "py-cpuinfo",
+            "setuptools",
+        ]
         needed = {MODULES.get(name.lower(), name): name for name in names}
         problems = self.ask(NOT_IMPORTABLE, *needed)
         if problems:
@@ -305,12 +316,25 @@ class Check:
     def run_tests(
         self, name: str, marker: str, *, allow_skips: bool = False, under: Sequence[str] = (), **environment: str
     ) -> str:
-        """Runs tests against the installation: seen from elsewhere, no source tree is on Python's path."""
+        """Runs the tests of a marker against the installation."""
+        arguments = ["-m", marker, self.source / "python_tests"]
+        return self.run_pytest(name, arguments, allow_skips=allow_skips, under=under, **environment)
+
+    def run_pytest(
+        self,
+        name: str,
+        arguments: Sequence[str | Path],
+        *,
+        allow_skips: bool = False,
+        under: Sequence[str] = (),
+        **environment: str,
+    ) -> str:
+        """Runs pytest against the installation: seen from elsewhere, no source tree is on Python's path."""
         junit = self.work / f"{name}.xml"
         command = [*under, self.options.python, "-m", "pytest", "-c", self.source / "pyproject.toml"]
-        command += ["--rootdir", self.source, "-p", "no:cacheprovider", "--junitxml", junit, "-m", marker]
+        command += ["--rootdir", self.source, "-p", "no:cacheprovider", "--junitxml", junit]
         try:
-            self.run([*command, self.source / "python_tests"], **environment)
+            self.run([*command, *arguments], **environment)
         except StepFailed as failure:
             if not junit.is_file():
                 raise
@@ -370,8 +394,22 @@ class Check:
         return f"{counts}; {summary}"
 
     def run_benchmark(self, path: Path) -> str:
-        self.run([self.options.python, path, "--device", "cuda", *(["--no-compile"] if self.options.quick else [])])
-        return "figures are below"
+        """Runs a file of benchmarks on the GPU; those that its time is too short for are skipped."""
+        sizes = ["--profile", "small", "--no-compile"] if self.options.quick else ["--profile", "full"]
+        arguments = ["-p", "pytest_benchmark.plugin", "--devices", "cuda", "--seconds", str(BENCHMARK_SECONDS), *sizes]
+        arguments += ["--commit", self.commit, "--benchmark-columns", "median,iqr,rounds"]
+        arguments += ["--benchmark-json", self.work / f"{path.stem}.json", path]
+        return f"{self.run_pytest(path.stem, arguments, allow_skips=True)}; figures are below"
+
+    def write_report(self) -> str:
+        """Puts all figures into one results file beside this check's."""
+        files = sorted(self.work.glob("bench_*.json"))
+        if not files:
+            raise StepFailed("no benchmark left figures")
+        # Needs neither ikem_fast nor torch, so that the source tree may be on the path.
+        command = [self.options.python, "-m", "benchmarks.report", *files, "--out", self.options.out]
+        self.run(command, PYTHONPATH=str(self.source))
+        return f"of {len(files)} files of figures"
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
