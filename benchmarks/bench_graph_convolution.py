@@ -49,16 +49,23 @@ def edges_and_groups() -> tuple[int, int]:
     return len(edges), len({(partition, end) for partition, _, end in edges.tolist()})
 
 
-def composition(x: Tensor, weight: Tensor, bias: Tensor, importance: Tensor) -> tuple[list[Tensor], ...]:
-    """Values (B, T, V, C_out), mean and variance of every stream."""
-    adjacency, _ = graph(x.device.type)
-    streams = []
-    for values, w, b, m in zip(x.unbind(), weight.unbind(), bias.unbind(), importance.unbind(), strict=True):
-        y = torch.conv2d(values.permute(0, 3, 1, 2), w.flatten(0, 1)[..., None, None], b.flatten())
-        y = torch.einsum("bkctv,kvw->bctw", y.unflatten(1, (PARTITIONS, -1)), adjacency * m)
-        variance, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
-        streams.append((y.permute(0, 2, 3, 1), mean, variance))
-    return tuple(list(part) for part in zip(*streams, strict=True))
+def composition(x: Tensor, weight: Tensor, bias: Tensor, importance: Tensor, adjacency: Tensor) -> tuple[Tensor, ...]:
+    """Values (B, T, V, C_out), mean and variance of a stream."""
+    y = torch.conv2d(x.permute(0, 3, 1, 2), weight.flatten(0, 1)[..., None, None], bias.flatten())
+    y = torch.einsum("bkctv,kvw->bctw", y.unflatten(1, (PARTITIONS, -1)), adjacency * importance)
+    variance, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
+    return y.permute(0, 2, 3, 1), mean, variance
+
+
+def by_stream(function):
+    """Lists of an entry for each stream."""
+
+    def run(*arguments: Tensor) -> tuple[list[Tensor], ...]:
+        adjacency, _ = graph(arguments[0].device.type)
+        streams = zip(*(value.unbind() for value in arguments), strict=True)
+        return tuple(map(list, zip(*(function(*stream, adjacency) for stream in streams), strict=True)))
+
+    return run
 
 
 def on_graph(function):
@@ -84,7 +91,7 @@ def make_case(phase: str, clips: int, frames: int, channels: int, out_channels: 
         return Inputs(arguments, (of_y, normal(MODALITIES, out_channels), normal(MODALITIES, out_channels)))
 
     ours, definition = on_graph(ops.graph_convolution), on_graph(ops.graph_convolution_reference)
-    ways = {EAGER: composition, COMPILED: compiled(composition), OURS: ours, OURS_BF16: ours}
+    ways = {EAGER: by_stream(composition), COMPILED: by_stream(compiled(composition)), OURS: ours, OURS_BF16: ours}
     sizes = (MODALITIES, sequences, frames, JOINTS, channels, out_channels, *edges_and_groups())
     return Case(
         op="graph_convolution",

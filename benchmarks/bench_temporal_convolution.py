@@ -34,17 +34,22 @@ CLIPS = {("small", "cpu"): 4, ("small", "cuda"): 32, ("full", "cpu"): 16, ("full
 TOLERANCE = {EAGER: 1e-4, COMPILED: 1e-4, OURS: 1e-4, OURS_BF16: 3e-2}
 
 
-def composition(stride: int):
-    """Values (B, T', V, C), mean and variance of every stream."""
+def composition(
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, stride: int
+) -> tuple[Tensor, ...]:
+    """Values (B, T', V, C), mean and variance of a stream."""
+    activation = torch.relu(scale * x + shift).permute(0, 3, 1, 2)
+    y = torch.conv2d(activation, weight.unsqueeze(3), bias, stride=(stride, 1), padding=(TAPS // 2, 0))
+    variance, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
+    return y.permute(0, 2, 3, 1), mean, variance
 
-    def run(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> tuple[list[Tensor], ...]:
-        streams = []
-        for values, a, b, w, c in zip(*(t.unbind() for t in (x, scale, shift, weight, bias)), strict=True):
-            activation = torch.relu(a * values + b).permute(0, 3, 1, 2)
-            y = torch.conv2d(activation, w.unsqueeze(3), c, stride=(stride, 1), padding=(TAPS // 2, 0))
-            variance, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
-            streams.append((y.permute(0, 2, 3, 1), mean, variance))
-        return tuple(list(part) for part in zip(*streams, strict=True))
+
+def by_stream(function, stride: int):
+    """Lists of an entry for each stream."""
+
+    def run(*arguments: Tensor) -> tuple[list[Tensor], ...]:
+        streams = zip(*(value.unbind() for value in arguments), strict=True)
+        return tuple(map(list, zip(*(function(*stream, stride) for stream in streams), strict=True)))
 
     return run
 
@@ -75,8 +80,8 @@ def make_case(phase: str, clips: int, frames: int, channels: int, stride: int) -
         return Inputs(leaves, (of_y, normal(*of_channels), normal(*of_channels)))
 
     ours = with_stride(ops.temporal_convolution, stride)
-    eager = composition(stride)
-    ways = {EAGER: eager, COMPILED: compiled(eager), OURS: ours, OURS_BF16: ours}
+    eager, of_compiler = by_stream(composition, stride), by_stream(compiled(composition), stride)
+    ways = {EAGER: eager, COMPILED: of_compiler, OURS: ours, OURS_BF16: ours}
     sizes = (MODALITIES, sequences, frames, JOINTS, channels)
     options = {"stride": stride, "backward": phase == BOTH}
     return Case(
