@@ -106,6 +106,7 @@ class Case:
         error: how far a result is from what is expected.
         clips: that a call goes through, for clips per second; 0 if it is not a thing of clips.
         sweep: which of the sizes varies over cases that belong together: "batch", "queue", "modalities", "threads".
+        bytes_needed: by way, about what a call holds, where that is so much that it may not be there.
         with_peak: whether to measure the memory that a call needs beyond its inputs, too.
         fewest_rounds: by way, where it shall be timed more than three times however long that takes.
     """
@@ -125,6 +126,7 @@ class Case:
     error: Callable[[Any, Any], float] = largest_error
     clips: int = 0
     sweep: str = ""
+    bytes_needed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     with_peak: bool = False
     fewest_rounds: Mapping[str, int] = dataclasses.field(default_factory=dict)
 

@@ -119,6 +119,9 @@ def measure(request, benchmark, device, number, launch) -> Callable[[Case, str],
     def run(case: Case, way: str) -> None:
         if time.monotonic() - state.begin > config.getoption("--seconds"):
             pytest.skip("the time of --seconds was over")
+        needed, free = case.bytes_needed.get(way, 0), memory.free_bytes(device)
+        if needed > free / 2:
+            pytest.skip(f"needs about {needed / 1e9:.1f} GB, which is more than half of the {free / 1e9:.1f} GB free")
         threads = case.sizes.get("threads", config.getoption("--threads"))
         torch.set_num_threads(threads)
         if way == COMPILED:

@@ -23,6 +23,8 @@ SIZES = {
 }
 # Largest difference of losses and gradients relative to their largest.
 TOLERANCE = {EAGER: 1e-4, COMPILED: 1e-4, OURS: 1e-4, OURS_BF16: 5e-2}
+# Of logits of N x 2K, how many a definition keeps for its backward pass, each with its log-softmax.
+PAIRS = {"info_nce": 3, "context_loss": 30, "exchange_loss": 3, "relational_distillation_loss": 18}
 # Definitions with a part for every pair: compiling them takes longer than the small profile may.
 UNROLLED = ("context_loss", "relational_distillation_loss")
 CHUNK = 32  # clips that the definition is given at a time, so that it fits in memory at any size
@@ -111,6 +113,7 @@ def loss_case(
         floor_bf16=floor(kind="bf16", backward=phase == BOTH),
         clips=clips,
         sweep=sweep,
+        bytes_needed=dict.fromkeys((EAGER, COMPILED), 4 * clips * queue * (4 * PAIRS[op] if phase == BOTH else 12)),
         with_peak=phase == BOTH and bool(sweep),
     )
 

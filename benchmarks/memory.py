@@ -35,6 +35,13 @@ def keep_freed_memory() -> str:
     return "freed memory stays with the process"
 
 
+def free_bytes(device: str) -> int:
+    """What can be had at once."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return 1024 * int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text()).group(1))
+
+
 def peak_beyond(run: Callable[[], object], device: str) -> int:
     """Bytes at most that ``run`` holds on top of what is held now: on the CPU by the high-water mark of the process's
     resident memory, on a GPU by PyTorch's own count.
