@@ -19,6 +19,15 @@ def manner(request):
     return request.param
 
 
+def test_preparation(manner):
+    arrays = vectors.load("preprocess.npz")
+    for name in arrays["names"]:
+        clip, length = manner.prepare_clip(arrays[f"xyz/{name}"], LAYOUT, 50)
+        assert clip.dtype == np.float32
+        assert vectors.relative_error(clip, arrays[f"position/{name}"]) < 5e-6  # which was made in float32
+        assert length == np.any(arrays[f"xyz/{name}"][:, :, 0, 0] != 0, axis=0).sum()
+
+
 def test_modalities(manner):
     arrays = vectors.load("modalities.npz")
     derived = manner.derive_modalities(

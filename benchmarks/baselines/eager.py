@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,8 +13,35 @@ from torch.nn import functional
 from ikem_fast.layouts import Layout
 from ikem_fast.modalities.vectors import NORM_FLOOR, REFERENCE_FRAMES
 
+SHOULDER_EPSILON = 1e-4  # of the published preparation
 CROP_PADDING_RATIO = 6
 SHEAR_AMPLITUDE = 0.5
+
+
+def prepare_clip(xyz: np.ndarray, layout: Layout, num_frames: int) -> tuple[np.ndarray, int]:
+    """A recording as a clip of T frames (docs/method.md section 1).
+
+    Args:
+        xyz: (3, F, V, M) float64 in metres, zero where a person is absent.
+        layout: the skeleton.
+        num_frames: T.
+
+    Returns:
+        (3, T, V, M) float32, and L, the number of frames in which the first person was detected.
+    """
+    recording = torch.from_numpy(xyz)
+    length = int(recording[:, :, layout.presence_joint, 0].any(dim=0).sum())
+    recording = recording[:, :length]
+    centred = recording - recording[:, :, layout.center, None]
+    rows = centred.permute(0, 2, 3, 1)  # frames last
+    resampled = functional.interpolate(rows.flatten(1, 2), num_frames, mode="linear", align_corners=False)
+    clip = resampled.unflatten(1, rows.shape[1:3]).permute(0, 3, 1, 2)
+    first, second = layout.shoulders
+    u_x, _, u_z = clip[:, :, second] - clip[:, :, first]  # (T, M)
+    theta = torch.arccos(u_x / (torch.hypot(u_x, u_z) + SHOULDER_EPSILON))
+    theta = torch.where(u_z.sum(dim=0) >= 0, -theta, theta)[:, None]
+    (x, y, z), cosine, sine = clip, theta.cos(), theta.sin()
+    return torch.stack([cosine * x - sine * z, y, sine * x + cosine * z]).float().numpy(), length
 
 
 class Augmentation(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.baselines.eager import CROP_PADDING_RATIO, Augmentation, draw_augmentation
+from benchmarks.baselines.eager import CROP_PADDING_RATIO, SHOULDER_EPSILON, Augmentation, draw_augmentation
 from ikem_fast.layouts import Layout
 from ikem_fast.modalities.vectors import NORM_FLOOR, REFERENCE_FRAMES
 
@@ -24,8 +24,39 @@ __all__ = [
     "draw_augmentation",
     "info_nce",
     "momentum_update_",
+    "prepare_clip",
     "relational_distillation_losses",
 ]
+
+
+def prepare_clip(xyz: np.ndarray, layout: Layout, num_frames: int) -> tuple[np.ndarray, int]:
+    """Frame by frame and person by person."""
+    length = 0
+    for frame in range(xyz.shape[1]):
+        if np.any(xyz[:, frame, layout.presence_joint, 0] != 0):
+            length += 1
+    centred = np.zeros_like(xyz[:, :length])
+    for frame in range(length):
+        for person in range(xyz.shape[3]):
+            centre = xyz[:, frame, layout.center, person]
+            centred[:, frame, :, person] = xyz[:, frame, :, person] - centre[:, None]
+    rows = torch.from_numpy(centred.transpose(0, 2, 3, 1).reshape(3, -1, length))
+    resampled = functional.interpolate(rows, num_frames, mode="linear", align_corners=False).numpy()
+    clip = resampled.reshape(3, *xyz.shape[2:], num_frames).transpose(0, 3, 1, 2).copy()
+    first, second = layout.shoulders
+    for person in range(xyz.shape[3]):
+        angles, depth = [], 0.0
+        for frame in range(num_frames):
+            u = clip[:, frame, second, person] - clip[:, frame, first, person]
+            depth += u[2]
+            u[1] = 0
+            angles.append(np.arccos(u[0] / (np.linalg.norm(u) + SHOULDER_EPSILON)))
+        sign = -1 if depth >= 0 else 1
+        for frame, angle in enumerate(angles):
+            cosine, sine = np.cos(sign * angle), np.sin(sign * angle)
+            rotation = np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
+            clip[:, frame, :, person] = np.dot(rotation, clip[:, frame, :, person])
+    return clip.astype(np.float32), length
 
 
 class _AugmentedClips(Dataset):
