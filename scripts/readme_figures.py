@@ -131,7 +131,8 @@ class Quotations:
                 for column, words in columns.items()
             ]
             lines.append([title, *cells])
-        return "\n" + "\n".join(f"| {' | '.join(map(str, line))} |".replace("|  |", "| |") for line in lines) + "\n"
+        table = "\n".join(f"| {' | '.join(map(str, line))} |".replace("|  |", "| |") for line in lines)
+        return f"\n\n{table}\n\n"  # without empty lines some renderers take the mark for a row
 
     def _number(self, name: str, choice: Mapping[str, Any], document: Path) -> str:
         words = dict(choice)
