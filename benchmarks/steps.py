@@ -98,7 +98,9 @@ def make_step(
         if ours:
             values = step(StoredBatch(clips, num_frames, batch.indices, batch.samples))
         else:
-            values = step(clips, num_frames, batch.indices, _as_ours(batch) if checked else None)
+            values = step(
+                clips, num_frames, batch.indices, as_eager_augmentation(SEED, EPOCH, batch.samples) if checked else None
+            )
         return (_named_losses(values), _changes(before, _copies(names()))) if checked else values
 
     return run
@@ -107,9 +109,10 @@ def make_step(
 _DEFINITION = "eager, float64"
 
 
-def _as_ours(batch: Batch) -> list[eager.Augmentation]:
-    epoch = torch.full((1,), EPOCH, dtype=torch.int64, device=batch.samples.device)
-    drawn = ops.draw_views_reference(SEED, epoch, batch.samples, FRAMES, ops.AugmentationConfig())
+def as_eager_augmentation(seed: int, epoch: int, samples: Tensor) -> list[eager.Augmentation]:
+    """What ours draws for both views of some samples (B,), as the eager ways take it."""
+    epoch = torch.full((1,), epoch, dtype=torch.int64, device=samples.device)
+    drawn = ops.draw_views_reference(seed, epoch, samples, FRAMES, ops.AugmentationConfig())
     views = [drawn.view(number) for number in range(2)]
     return [eager.Augmentation(view.crop_start, view.shear_first, view.shear_second) for view in views]
 
