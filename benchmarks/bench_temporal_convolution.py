@@ -31,7 +31,8 @@ MODALITIES, TAPS = 6, 9
 # Frames, channels, stride.
 SIZES = {"small": [(50, 16, 1)], "full": [(50, 16, 1), (50, 32, 2), (25, 32, 1), (13, 64, 1), (13, 256, 1)]}
 CLIPS = {("small", "cpu"): 4, ("small", "cuda"): 32, ("full", "cpu"): 16, ("full", "cuda"): 128}
-TOLERANCE = {EAGER: 1e-4, COMPILED: 1e-4, OURS: 1e-4, OURS_BF16: 3e-2}
+# The library adds up the bias's gradient in float32: the definition's is 2e-4 away from float64's, ours 1e-6.
+TOLERANCE = {EAGER: 1e-3, COMPILED: 1e-3, OURS: 1e-3, OURS_BF16: 3e-2}
 
 
 def composition(
