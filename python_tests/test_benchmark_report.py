@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import figures, report
+from benchmarks import cases, figures, report
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 NAME = "2026-11-22_amd-epyc-2-cores_small"
@@ -268,6 +268,10 @@ def test_a_damaged_file_is_one_clear_sentence(tmp_path, capsys, text):
 def test_a_file_that_is_not_there_is_one_clear_sentence(tmp_path, capsys):
     assert report.main([str(tmp_path / "none.json"), "--out", str(tmp_path)]) == 2
     assert "none.json cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_the_ways_are_those_that_are_measured():
+    assert sorted(figures.WAYS) == sorted(cases.WAYS)
 
 
 def test_the_report_needs_neither_torch_nor_the_package(tmp_path):
