@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ikem_fast.engine.cuda_graphs import CudaGraphs
+
 LONGEST_ROW = 16
 ROW_SECONDS = 0.01  # about how long a row is
 
@@ -73,19 +75,9 @@ def captured_row(way: Callable, places: Sequence) -> Callable[[], list]:
     Raises:
         RuntimeError: the calls cannot be captured, mostly because one of them waits for the device.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # libraries load and compilers run before the capture
-        for _ in range(2):
-            way(places[0])
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = [way(place) for place in places]
-
-    def replay() -> list:
-        graph.replay()
-        return results
-
-    return replay
+    graphs = CudaGraphs(torch.device("cuda", torch.cuda.current_device()))
+    # Libraries load and compilers run before the capture, which what waits would break.
+    _, waits = graphs.rehearse(lambda: way(places[0]))
+    if waits is not None:
+        raise RuntimeError(waits)
+    return graphs.capture(lambda: [way(place) for place in places])
