@@ -24,6 +24,7 @@ from ikem_fast.data.clip_file import ClipFile
 from ikem_fast.data.clip_set import ClipSet
 from ikem_fast.data.memory import free_memory
 from ikem_fast.data.readers import DataError
+from ikem_fast.ranges import phase
 
 PLACES = ("auto", "resident", "stream")
 DTYPES = (torch.float32, torch.float16)
@@ -203,6 +204,7 @@ class StreamingClips(_Source):
             finally:
                 thread.shutdown(cancel_futures=True)
 
+    @phase("reading ahead")
     def _load(
         self, file: ClipFile, indices: np.ndarray, buffers: deque[_PinnedBuffer]
     ) -> tuple[StoredBatch, torch.cuda.Event | None]:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,6 +29,7 @@ from ikem_fast.engine.world import ALONE, RankError, World
 from ikem_fast.evaluation.features import Features, extract
 from ikem_fast.evaluation.knn import evaluate_knn
 from ikem_fast.methods import IKEM, RelationalDistillation
+from ikem_fast.ranges import phase
 
 NONE_YET = "; there is no checkpoint yet"
 
@@ -118,6 +119,7 @@ def train(
     extra: dict[str, Any] | None = None,
     progress: bool = True,
     world: World = ALONE,
+    after_step: Callable[[int], None] = lambda step: None,
 ) -> Progress:
     """Trains a method to the last epoch or ``max_steps``, whichever comes first.
 
@@ -141,6 +143,7 @@ def train(
         extra: entries added to every checkpoint (where data and teacher came from).
         progress: whether to show a bar.
         world: the processes that train; all of them call this alike.
+        after_step: called with the number of steps that are done, after each.
 
     Raises:
         ConfigError: fewer clips than a batch, or a batch that ranks cannot share in equal parts.
@@ -249,6 +252,7 @@ def train(
             signal_number = world.agree(stop.signal_number)
         return signal_number is not None
 
+    @phase("reading losses back")
     def read_losses() -> np.ndarray:
         """(steps, losses) values since the last log line; the only place where the host waits for the device."""
         values = torch.stack(state.unlogged).double().cpu().numpy()
@@ -295,6 +299,7 @@ def train(
         )
         state.unlogged_names, state.unlogged = [], []
 
+    @phase("checkpoint")
     def write_checkpoint(keep: bool = False) -> str:
         """``last.pt``, never with a loss or weight that is not finite; returns it in words."""
         nonlocal clock, saved_at, last_good
@@ -343,6 +348,7 @@ def train(
             checkpoints.keep(path, checkpoint_folder / f"epoch-{state.epoch - 1:04d}.pt", complete)
         return checkpoints.describe(path, complete)
 
+    @phase("kNN")
     def knn_accuracy(stop: StopRequest) -> dict[str, float] | None:
         """By name, on every rank; None if a signal came. Ranks share the encoding."""
         features = world.gather(stop.unless_stopped(own_features))
@@ -385,7 +391,9 @@ def train(
                 # Closing it ends the reading ahead of an epoch that is left early.
                 with closing(batches):
                     while state.step_in_epoch < steps_per_epoch and state.step < last_step:
-                        names, values = training_step(*islice(batches, num_parts))
+                        with phase("reading data"):
+                            batch = tuple(islice(batches, num_parts))
+                        names, values = training_step(*batch)
                         state.step += 1
                         state.step_in_epoch += 1
                         state.unlogged_names = list(names)
@@ -394,6 +402,7 @@ def train(
                         bar.update()
                         if state.step % logging.log_every_steps == 0:
                             write_losses()
+                        after_step(state.step)
                         if state.step % world.steps_between_agreements == 0 and stopped(stop):
                             break
 

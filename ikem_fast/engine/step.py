@@ -17,6 +17,7 @@ from ikem_fast.engine.gradient_norm import limit_gradient_norms
 from ikem_fast.methods import IKEM, RelationalDistillation, StepLosses
 from ikem_fast.methods.common import ALONE
 from ikem_fast.ops import AugmentationConfig, ClipViews, draw_views
+from ikem_fast.ranges import phase
 
 if TYPE_CHECKING:
     from ikem_fast.engine.distributed import SharedSteps
@@ -111,6 +112,7 @@ class TrainingStep:
         for group in self._optimizer.param_groups:
             group["lr"].fill_(learning_rate)
 
+    @phase("training step")
     def __call__(self, *batch: StoredBatch) -> StepValues:
         """Trains on a batch, in equal parts, and returns its losses and accuracies, in a tensor of their own."""
         if self._graphs is not None and not self._may_capture:
@@ -162,19 +164,23 @@ class TrainingStep:
             alone = self._shared is not None and number < len(batch)
             with self._contrast.no_sync() if alone else nullcontext():
                 parts.append(self._contrast(*self._views(part), self._stage, groups))
-                (parts[-1].total if len(batch) == 1 else parts[-1].total / len(batch)).backward()
+                with phase("backward"):
+                    (parts[-1].total if len(batch) == 1 else parts[-1].total / len(batch)).backward()
         self._method.end_step(torch.cat([part.keys for part in parts], dim=1), groups)
         if self._shared is not None and groups.statistics is None:
             self._shared.average_running_statistics(self._method)
         if self._recipe.max_gradient_norm is not None:
-            limit_gradient_norms(self._trained, self._recipe.max_gradient_norm)
-        self._make_momentum()
-        self._optimizer.step()
+            with phase("gradient limit"):
+                limit_gradient_norms(self._trained, self._recipe.max_gradient_norm)
+        with phase("optimiser step"):
+            self._make_momentum()
+            self._optimizer.step()
         names, values = _values(parts[0])
         if len(parts) > 1:
             values = torch.stack([_values(part).values for part in parts]).mean(dim=0)
         return StepValues(names, values if self._shared is None else self._shared.average(values))
 
+    @phase("views")
     def _views(self, batch: StoredBatch) -> tuple[ClipViews, ClipViews]:
         parameters = draw_views(self._seed, self._epoch, batch.samples, self._clip_length, self._augmentation)
         return self._method.views(batch.clips, batch.num_frames, batch.indices, parameters)

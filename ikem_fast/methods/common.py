@@ -23,6 +23,7 @@ from ikem_fast.nn.precision import activation_dtype, check_precision
 from ikem_fast.ops import ClipViews, ViewParameters
 from ikem_fast.ops._collectives import gather_rows
 from ikem_fast.quirks import Quirks
+from ikem_fast.ranges import phase
 
 THREE_MODALITIES = ("joint", "motion", "bone")
 
@@ -95,7 +96,8 @@ def settle(measure: Callable[..., Losses], *embeddings: Tensor) -> StepLosses:
     leaves = [embedding.detach().requires_grad_() for embedding in embeddings]
     losses, accuracies = measure(*leaves)
     total = _sum(losses)
-    gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+    with phase("backward"):
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
     # What has no part in the loss gets no gradient, not one of zeros, by which weight decay would move its weights.
     used = [number for number, gradient in enumerate(gradients) if gradient is not None]
     settled = _Settled.apply(total.detach(), *(gradients[i] for i in used), *(embeddings[i] for i in used))
@@ -279,7 +281,10 @@ class Trainer(ModalityModule, ABC):
     @torch.no_grad()
     def end_step(self, keys: Tensor, groups: Groups = ALONE) -> None:
         """Fills the queues with the keys (S, N, D) of a step's clips, those of all processes in ``groups.keys``."""
-        self._enqueue(gather_rows(keys, groups.keys), groups.queue)
+        with phase("gather of keys"):
+            keys = gather_rows(keys, groups.keys)
+        with phase("enqueue"):
+            self._enqueue(keys, groups.queue)
 
     def _enqueue(self, keys: Tensor, group: ProcessGroup | None) -> None:
         ops.enqueue_(self.queue, keys, self.queue_pointer, **self._columns(group))

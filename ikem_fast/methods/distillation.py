@@ -34,6 +34,7 @@ from ikem_fast.methods.ikem import IKEM
 from ikem_fast.modalities import MODALITIES
 from ikem_fast.ops import ClipViews
 from ikem_fast.quirks import Quirks
+from ikem_fast.ranges import phase
 
 EARLY_FUSION = "early_fusion"
 
@@ -182,9 +183,12 @@ class RelationalDistillation(Trainer):
 
         Source: docs/method.md section 7.
         """
-        teacher = self._teacher_embeddings(view_q, groups.statistics)
-        features = self._student_features(view_k, groups.statistics)
-        student = project(self.student_encoders.head, features)
+        with phase("teacher encoders"):
+            teacher = self._teacher_embeddings(view_q, groups.statistics)
+        with phase("student encoders"):
+            features = self._student_features(view_k, groups.statistics)
+        with phase("heads"):
+            student = project(self.student_encoders.head, features)
         return replace(settle(partial(self._measure, teacher, groups.queue), student), keys=teacher)
 
     def _enqueue(self, keys: Tensor, group: ProcessGroup | None) -> None:
@@ -193,15 +197,16 @@ class RelationalDistillation(Trainer):
         ops.enqueue_(self.teacher_queue, joint_embedding, self.teacher_queue_pointer, **self._columns(group))
 
     def _measure(self, teacher: Tensor, group: ProcessGroup | None, student: Tensor) -> Losses:
-        losses = ops.relational_distillation_loss(
-            self.as_compared(student),
-            self.as_compared(teacher),
-            self._queues(),
-            self.teacher_queue,
-            self.temperature,
-            self.topk,
-            group=group,
-        )
+        with phase("relational distillation"):
+            losses = ops.relational_distillation_loss(
+                self.as_compared(student),
+                self.as_compared(teacher),
+                self._queues(),
+                self.teacher_queue,
+                self.temperature,
+                self.topk,
+                group=group,
+            )
         return {f"distill/{name}": loss for name, loss in zip(self.feature_names, losses, strict=True)}, {}
 
     @torch.no_grad()

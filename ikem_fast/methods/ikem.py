@@ -18,6 +18,7 @@ from ikem_fast.modalities import MODALITIES
 from ikem_fast.nn import initialize_weights, stacked_head
 from ikem_fast.ops import ClipViews
 from ikem_fast.quirks import Quirks
+from ikem_fast.ranges import phase
 
 STAGES = ("single", "cross")
 # Quirk Q1: the key encoders that still move in stage 2.
@@ -117,7 +118,8 @@ class IKEM(Trainer):
 
     def begin_step(self, stage: str | None = None) -> None:
         """Moves the key encoders towards the query encoders (docs/method.md section 5)."""
-        self._move_key_encoders(self._check_stage(stage))
+        with phase("momentum update"):
+            self._move_key_encoders(self._check_stage(stage))
 
     def contrast(
         self, view_q: ClipViews, view_k: ClipViews, stage: str | None = None, groups: Groups = ALONE
@@ -134,12 +136,14 @@ class IKEM(Trainer):
         Source: docs/method.md sections 5 and 6.
         """
         stage = self._check_stage(stage)
-        features = encode(self.query_encoders, view_q, groups.statistics)
-        q = project(self.query_encoders.head, features)
-        k = self._keys(view_k, groups.statistics)
-        embeddings = [q]
-        if stage == "cross" and self.exchange:
-            embeddings.append(project(self.exchange_heads, features))
+        with phase("query encoders"):
+            features = encode(self.query_encoders, view_q, groups.statistics)
+        with phase("heads"):
+            embeddings = [project(self.query_encoders.head, features)]
+            if stage == "cross" and self.exchange:
+                embeddings.append(project(self.exchange_heads, features))
+        with phase("key encoders"):
+            k = self._keys(view_k, groups.statistics)
         measure = self._measure_single if stage == "single" else self._measure_cross
         return replace(settle(partial(measure, k, groups.queue), *embeddings), keys=k)
 
@@ -157,23 +161,26 @@ class IKEM(Trainer):
         return [] if self.context else [self.query_encoders.head]
 
     def _measure_single(self, k: Tensor, group: ProcessGroup | None, q: Tensor) -> Losses:
-        losses, accuracies = ops.info_nce_and_accuracy(
-            self.as_compared(q), k, self.queue, self.temperature, group=group
-        )
+        with phase("single contrast"):
+            losses, accuracies = ops.info_nce_and_accuracy(
+                self.as_compared(q), k, self.queue, self.temperature, group=group
+            )
         return self._named("single", losses), self._named("single", accuracies)
 
     def _measure_cross(self, k: Tensor, group: ProcessGroup | None, q: Tensor, e: Tensor | None = None) -> Losses:
         losses, accuracies = {}, {}
         if self.context:
-            of_context = ops.context_loss_and_accuracy(
-                self.as_compared(q), k, self.queue, self.temperature, self.topk, group=group
-            )
+            with phase("context exchange"):
+                of_context = ops.context_loss_and_accuracy(
+                    self.as_compared(q), k, self.queue, self.temperature, self.topk, group=group
+                )
             losses.update(self._named("context", of_context[0]))
             accuracies.update(self._named("single", of_context[1]))
         if e is not None:
-            of_exchange = ops.exchange_loss_and_accuracy(
-                self.as_compared(e), k, self.queue, self.temperature, group=group
-            )
+            with phase("implicit exchange"):
+                of_exchange = ops.exchange_loss_and_accuracy(
+                    self.as_compared(e), k, self.queue, self.temperature, group=group
+                )
             losses.update(self._named("exchange", of_exchange[0]))
             accuracies.update(self._named("exchange", of_exchange[1]))
         return losses, accuracies
