@@ -16,9 +16,9 @@ from torch.profiler import record_function
 def phase(name: str) -> Iterator[None]:
     """Marks what runs within the block, or the function that this decorates, as a phase of training.
 
-    Under torch's profiler that is a ``record_function``; else, where CUDA is in use, an NVTX range, a call that returns at
-    once while nothing like Nsight Systems is attached; else nothing. Nothing is launched on the device and nothing waits
-    for it. Of a CUDA graph the phases are seen when it is captured, not when it is replayed.
+    Under torch's profiler that is a ``record_function``; else, where CUDA is in use, an NVTX range, whose calls return
+    at once while nothing like Nsight Systems is attached; else nothing. Nothing is launched on the device and nothing
+    waits for it. Of a CUDA graph the phases are seen when it is captured, not when it is replayed.
     """
     if torch.autograd._profiler_enabled():
         with record_function(name):

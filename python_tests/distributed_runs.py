@@ -145,8 +145,8 @@ def errors(world, clips, folder):
         method.exchange_heads[0].bias.data[0, 0] += world.rank
         return method
 
-    new_ikem = runs._new_ikem
-    with mock.patch.object(runs, "_new_ikem", other_weights):
+    new_ikem = runs.new_ikem
+    with mock.patch.object(runs, "new_ikem", other_weights):
         refused(world, engine.RankError, "ranks start from different weights", clips, folder / "weights", config)
 
     arguments = ["pretrain", "--data", clips, "--out", run, "--config", "cpu-small", *TINY, "bach_size=3"]

@@ -77,7 +77,7 @@ def pretrain(
     out = Path(out)
     with joined() as world:
         clip_set = ClipSet.open(data_folder)
-        _run(out, "pretrain", config, clip_set, {}, lambda: _new_ikem(clip_set, config), restart, progress, world)
+        _run(out, "pretrain", config, clip_set, {}, lambda: new_ikem(clip_set, config), restart, progress, world)
     return out
 
 
@@ -123,25 +123,32 @@ def _distill(
     world: World,
 ) -> None:
     teacher_checkpoint = world.from_writer(lambda: checkpoints.load_of_run(teacher_run))
-    teacher = checkpoints.build_method(teacher_run / checkpoints.FOLDER / checkpoints.LAST, teacher_checkpoint).eval()
-    if not isinstance(teacher, IKEM):
-        kind = teacher_checkpoint["kind"]
-        raise RunError(f"teacher must be a run of 'pretrain', got {teacher_run}, a run of {kind!r}")
+    teacher = build_teacher(teacher_run, teacher_checkpoint)
     if out.resolve() == teacher_run.resolve():
         raise RunError(f"out must be another folder than the teacher's run, got {out} for both")
     config = load_config(teacher_checkpoint["config"]) if config is None else config
     validate(config)
     clip_set = ClipSet.open(teacher_checkpoint["data"]["folder"] if data_folder is None else data_folder)
-    _check_teacher(teacher, teacher_run, config, clip_set)
+    check_teacher(teacher, teacher_run, config, clip_set)
     extra = {"teacher": {"run": str(teacher_run.resolve()), "step": teacher_checkpoint["step"]}}
-    _run(out, "distill", config, clip_set, extra, lambda: _new_distillation(teacher, config), restart, progress, world)
+    _run(out, "distill", config, clip_set, extra, lambda: new_distillation(teacher, config), restart, progress, world)
 
 
-def _new_ikem(clip_set: ClipSet, config: Config) -> IKEM:
+def build_teacher(teacher_run: Path, checkpoint: Mapping[str, Any]) -> IKEM:
+    """The module of a run's checkpoint, in eval mode. Raises RunError where the run is no pretraining."""
+    teacher = checkpoints.build_method(teacher_run / checkpoints.FOLDER / checkpoints.LAST, checkpoint).eval()
+    if not isinstance(teacher, IKEM):
+        raise RunError(f"teacher must be a run of 'pretrain', got {teacher_run}, a run of {checkpoint['kind']!r}")
+    return teacher
+
+
+def new_ikem(clip_set: ClipSet, config: Config) -> IKEM:
+    """An untrained module for clips of a set's skeleton."""
     return IKEM(clip_set.layout, **dataclasses.asdict(config.model), quirks=resolve_quirks(config))
 
 
-def _new_distillation(teacher: IKEM, config: Config) -> RelationalDistillation:
+def new_distillation(teacher: IKEM, config: Config) -> RelationalDistillation:
+    """A teacher with untrained students."""
     section = config.distill
     return RelationalDistillation.from_teacher(
         teacher,
@@ -155,7 +162,7 @@ def _new_distillation(teacher: IKEM, config: Config) -> RelationalDistillation:
     )
 
 
-def _check_teacher(teacher: IKEM, teacher_run: Path, config: Config, clip_set: ClipSet) -> None:
+def check_teacher(teacher: IKEM, teacher_run: Path, config: Config, clip_set: ClipSet) -> None:
     """Raises RunError with a list of all in which teacher, configuration and clips do not agree."""
     wrong = []
     for name in ("modalities", "hidden_channels", "feature_size", "embedding_size", "queue_size"):
