@@ -348,11 +348,6 @@ class Trainer(ModalityModule, ABC):
         return embeddings.to(activation_dtype(self.precision, embeddings))
 
 
-def embed(encoders: MultiStreamSTGCN, view: ClipViews, group: ProcessGroup | None = None) -> Tensor:
-    """Unit embeddings (S, N, D) of one view, a stream for each of its modalities; ``group`` as for the encoders."""
-    return functional.normalize(encoders(encoder_input(view), group), dim=2)
-
-
 def encode(encoders: MultiStreamSTGCN, view: ClipViews, group: ProcessGroup | None = None) -> Tensor:
     """Features (S, N, d) of one view, a stream for each of its modalities; ``group`` as for the encoders."""
     return encoders.features(encoder_input(view), group)

@@ -21,7 +21,6 @@ from ikem_fast.methods.common import (
     Losses,
     StepLosses,
     Trainer,
-    embed,
     encode,
     encoder_input,
     fuse_early,
@@ -183,8 +182,7 @@ class RelationalDistillation(Trainer):
 
         Source: docs/method.md section 7.
         """
-        with phase("teacher encoders"):
-            teacher = self._teacher_embeddings(view_q, groups.statistics)
+        teacher = self._teacher_embeddings(view_q, groups.statistics)
         with phase("student encoders"):
             features = self._student_features(view_k, groups.statistics)
         with phase("heads"):
@@ -211,7 +209,10 @@ class RelationalDistillation(Trainer):
 
     @torch.no_grad()
     def _teacher_embeddings(self, view: ClipViews, group: ProcessGroup | None) -> Tensor:
-        return embed(self.teacher_encoders, view, group)
+        with phase("teacher encoders"):
+            features = encode(self.teacher_encoders, view, group)
+        with phase("heads"):
+            return project(self.teacher_encoders.head, features)
 
     def _student_features(self, view: ClipViews, group: ProcessGroup | None = None) -> Tensor:
         if not self.early_fusion:

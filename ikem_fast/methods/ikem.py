@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 
 from ikem_fast import ops
 from ikem_fast.layouts import Layout
-from ikem_fast.methods.common import ALONE, Groups, Losses, StepLosses, Trainer, embed, encode, project, settle
+from ikem_fast.methods.common import ALONE, Groups, Losses, StepLosses, Trainer, encode, project, settle
 from ikem_fast.modalities import MODALITIES
 from ikem_fast.nn import initialize_weights, stacked_head
 from ikem_fast.ops import ClipViews
@@ -142,8 +142,7 @@ class IKEM(Trainer):
             embeddings = [project(self.query_encoders.head, features)]
             if stage == "cross" and self.exchange:
                 embeddings.append(project(self.exchange_heads, features))
-        with phase("key encoders"):
-            k = self._keys(view_k, groups.statistics)
+        k = self._keys(view_k, groups.statistics)
         measure = self._measure_single if stage == "single" else self._measure_cross
         return replace(settle(partial(measure, k, groups.queue), *embeddings), keys=k)
 
@@ -190,13 +189,19 @@ class IKEM(Trainer):
 
     @torch.no_grad()
     def _keys(self, view_k: ClipViews, group: ProcessGroup | None) -> Tensor:
-        return embed(self.key_encoders, view_k, group)
+        with phase("key encoders"):
+            features = encode(self.key_encoders, view_k, group)
+        with phase("heads"):
+            return project(self.key_encoders.head, features)
+
+    def moving_modalities(self, stage: str) -> tuple[str, ...]:
+        """The modalities whose key encoders move in a stage."""
+        if stage == "cross" and self.quirks.partial_momentum_update:
+            return tuple(name for name in self.modalities if name in _MOVING_IN_CROSS_STAGE)
+        return self.modalities
 
     def _move_key_encoders(self, stage: str) -> None:
-        moving = self.modalities
-        if stage == "cross" and self.quirks.partial_momentum_update:
-            moving = tuple(name for name in moving if name in _MOVING_IN_CROSS_STAGE)
-        streams = [self.modalities.index(name) for name in moving]
+        streams = [self.modalities.index(name) for name in self.moving_modalities(stage)]
         keys, queries = self._moved(self.key_encoders), self._moved(self.query_encoders)
         if len(streams) < len(self.modalities):
             keys, queries = ([tensor[stream] for tensor in side for stream in streams] for side in (keys, queries))

@@ -37,7 +37,12 @@ def _build_parser() -> argparse.ArgumentParser:
         "of what is trained is kept.",
     )
     parser.add_argument("command", choices=("pretrain", "distill"), help="what to train")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data set (default: synthetic clips)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="prepared data set (default: the teacher's; without one, synthetic clips)",
+    )
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",

@@ -20,11 +20,11 @@ from ikem_fast.ceilings import Ceilings, wait_for
 from ikem_fast.data import ClipSet, synthetic
 from ikem_fast.engine import checkpoints, randomness
 from ikem_fast.engine.config import Config, resolve_device, validate
+from ikem_fast.engine.interruption import TrainingInterrupted
 from ikem_fast.engine.loop import train
 from ikem_fast.engine.runs import build_teacher, check_teacher, new_distillation, new_ikem
 from ikem_fast.engine.step import WARM_UP_STEPS
 from ikem_fast.floors import Work
-from ikem_fast.methods import IKEM, RelationalDistillation
 from ikem_fast.methods.ikem import STAGES
 from ikem_fast.profiling.phases import Phase
 from ikem_fast.profiling.traces import Times, read_times
@@ -133,7 +133,7 @@ def profile_training(
         kind: ``"pretrain"`` or ``"distill"``.
         config: the whole configuration; all but its schedule, and how often it logs and saves, is taken.
         scratch: an existing folder for what training writes, all of which is removed.
-        data: prepared clips; None for synthetic ones of two persons and 50 frames.
+        data: prepared clips; None for the teacher's, or without one for synthetic ones of two persons and 50 frames.
         teacher_run: of a distillation; None for an untrained teacher.
         stage: ``"single"`` or ``"cross"``, of pretraining; None for the last one of the configuration.
         steps: at least 1.
@@ -180,9 +180,19 @@ def profile_training(
 
     with tempfile.TemporaryDirectory(prefix=".profile-", dir=scratch) as temporary:
         folder = Path(temporary)
-        clip_set = ClipSet.open(_synthetic_clips(folder) if data is None else data)
+        teacher = None if teacher_run is None else checkpoints.load_of_run(teacher_run)
+        if data is None:
+            data = _synthetic_clips(folder) if teacher is None else Path(teacher["data"]["folder"])
+        clip_set = ClipSet.open(data)
         randomness.seed_everything(config.seed)
-        method = _build(kind, config, clip_set, teacher_run)
+        if kind == "pretrain":
+            method = new_ikem(clip_set, config)
+        elif teacher is None:
+            method = new_distillation(new_ikem(clip_set, config), config)
+        else:
+            teacher = build_teacher(teacher_run, teacher)
+            check_teacher(teacher, teacher_run, config, clip_set)
+            method = new_distillation(teacher, config)
         found = ceilings.measure(device)
         train_set = clip_set.split("train")
         # As many as make an epoch of all steps, so that what follows an epoch follows the last of them.
@@ -200,6 +210,8 @@ def profile_training(
                 progress=False,
                 after_step=recorder,
             )
+        except TrainingInterrupted:
+            raise KeyboardInterrupt from None  # not with words about a checkpoint, which is gone
         finally:
             recorder.stop()
         if recorder.profiler is None:
@@ -213,7 +225,6 @@ def profile_training(
         num_clips=section.batch_size,
         clip_shape=clip_set.clip_shape,
         num_parts=section.accumulate_steps,
-        storage={"float32": "fp32", "float16": "fp16"}[config.storage.dtype],
         streamed=config.storage.place == "stream",
         sgd_momentum=section.sgd_momentum > 0,
         limits_gradients=section.max_gradient_norm is not None,
@@ -247,14 +258,3 @@ def _synthetic_clips(folder: Path) -> Path:
     out = folder / "clips"
     synthetic.prepare_synthetic(out, num_subjects=_NUM_SUBJECTS)
     return out
-
-
-def _build(kind: str, config: Config, clip_set: ClipSet, teacher_run: Path | None) -> IKEM | RelationalDistillation:
-    """The module that the command would train."""
-    if kind == "pretrain":
-        return new_ikem(clip_set, config)
-    if teacher_run is None:
-        return new_distillation(new_ikem(clip_set, config), config)
-    teacher = build_teacher(teacher_run, checkpoints.load_of_run(teacher_run))
-    check_teacher(teacher, teacher_run, config, clip_set)
-    return new_distillation(teacher, config)

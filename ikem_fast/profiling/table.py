@@ -11,6 +11,7 @@ from ikem_fast.profiling.running import Profile
 from ikem_fast.profiling.traces import BETWEEN, IDLE, REST_OF_STEP, UNATTRIBUTED
 
 FORMAT = "ikem_fast profile"
+_LONGEST, _LONGEST_NAME = 12, 70  # operations that are shown, and characters of a name
 _ORDER = [
     *((name, which) for name in STEP_PHASES if name != BACKWARD for which in (FORWARD, BACKWARD)),
     *(UNATTRIBUTED, REST_OF_STEP, BETWEEN, IDLE),
@@ -45,6 +46,9 @@ def as_values(profile: Profile) -> dict[str, Any]:
         "plain_step_seconds": profile.plain_step_seconds,
         "step_seconds": times.step_seconds,
         "phases": rows,
+        "operations": [
+            {"name": name, "calls": calls, "seconds": taken} for name, (calls, taken) in times.operations.items()
+        ],
         "occasional": [
             {"phase": name, "seconds": of_each, "every": profile.about["occasions"][name]}
             for name, of_each in times.occasional.items()
@@ -123,6 +127,21 @@ def as_markdown(values: Mapping[str, Any]) -> str:
             for row in values["occasional"]
         ]
         lines += _table(["phase", "times", "ms each", "in training, once in"], cells)
+    what = "Kernels" if on_gpu else "Operators, without those that they call,"
+    lines += ["", f"{what} that took longest in a step:", ""]
+    longest = values["operations"][:_LONGEST]
+    lines += _table(
+        ["name", "calls", "ms", "share %"],
+        [
+            [
+                _shortened(row["name"]),
+                f"{row['calls']:.3g}",
+                _milli(row["seconds"]),
+                f"{100 * row['seconds'] / values['step_seconds']:.1f}",
+            ]
+            for row in longest
+        ],
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -130,6 +149,12 @@ def _label(name: str, which: str) -> str:
     return {UNATTRIBUTED: "backward of no phase", REST_OF_STEP: "rest of the training step"}.get(
         (name, which), f"{name}, backward" if which == BACKWARD else name
     )
+
+
+def _shortened(name: str) -> str:
+    """Names of kernels can go on for hundreds of characters."""
+    name = name.replace("|", "\\|")
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
 def _milli(seconds: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,6 +21,8 @@ _NODE = "autograd::engine::evaluate_function: "
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _MICRO = 1e-6
+
+_Event = Mapping[str, Any]  # of a trace
 
 REST_OF_STEP: Phase = (STEP, "the rest")
 BETWEEN: Phase = ("between steps", "")
@@ -44,6 +46,8 @@ class Times:
         device: likewise on a GPU, where these add up to it, and ``IDLE`` is when it had nothing to do; None for a trace
             of a CPU. Of kernels that run at the same time, the time belongs to the one that began first.
         occasional: seconds of each occurrence of what is not in every step.
+        operations: kernels on a GPU, on a CPU operators without those that they call: how often a step has those of a
+            name, and how many seconds they take; the longest first.
     """
 
     steps: int
@@ -51,6 +55,7 @@ class Times:
     host: dict[Phase, float]
     device: dict[Phase, float] | None
     occasional: dict[str, list[float]]
+    operations: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -99,15 +104,27 @@ def read_times(trace: Mapping[str, Any]) -> Times:
     seconds = sum(host.values())
     device = None
     if on_device:
-        device, seconds = _device_times(on_device, launches, marks, trainer, begin, end)
-    return Times(num_steps, seconds / num_steps, _per_step(host, num_steps), _per_step(device, num_steps), occasional)
+        on_device = _launched_between(on_device, launches, begin, end)
+        device = _device_times(on_device, marks, trainer, begin, end)
+        seconds = sum(device.values())
+        operations = [(event["name"], _MICRO * event["dur"]) for event, _ in on_device]
+    else:
+        operations = _operators(threads[trainer], begin, end)
+    return Times(
+        num_steps,
+        seconds / num_steps,
+        _per_step(host, num_steps),
+        _per_step(device, num_steps),
+        occasional,
+        _by_name(operations, num_steps),
+    )
 
 
 def _per_step(seconds: dict[Phase, float] | None, num_steps: int) -> dict[Phase, float] | None:
     return None if seconds is None else {phase: value / num_steps for phase, value in seconds.items()}
 
 
-def _phases_of_sequence_numbers(events: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+def _phases_of_sequence_numbers(events: Iterable[_Event]) -> dict[int, str]:
     """In which phase the operation with each sequence number ran, of operations in order.
 
     Several have the same one: those that no gradient goes through take the number that the next one will have, and the
@@ -133,7 +150,7 @@ def _phases_of_sequence_numbers(events: Iterable[Mapping[str, Any]]) -> dict[int
     return phases
 
 
-def _marks(events: Iterable[Mapping[str, Any]], phase_of_sequence: Mapping[int, str]) -> Iterable[_Mark]:
+def _marks(events: Iterable[_Event], phase_of_sequence: Mapping[int, str]) -> Iterator[_Mark]:
     """The phases on a thread, and as phases' backward passes the nodes of autograd, in order."""
     for event in events:
         name, phase = event["name"], None
@@ -151,7 +168,7 @@ def _marks(events: Iterable[Mapping[str, Any]], phase_of_sequence: Mapping[int, 
             yield _Mark(event["ts"], event["ts"] + event["dur"], phase)
 
 
-def _outermost(marks: Iterable[_Mark]) -> Iterable[_Mark]:
+def _outermost(marks: Iterable[_Mark]) -> Iterator[_Mark]:
     end = 0.0
     for mark in marks:
         if mark.begin >= end:
@@ -193,21 +210,47 @@ def _own_times(marks: Iterable[_Mark], begin: float, end: float) -> dict[Phase, 
     return dict(seconds)
 
 
+def _operators(events: Iterable[_Event], begin: float, end: float) -> Iterator[tuple[str, float]]:
+    """Names of operators on a thread between two times, and seconds that each took without those within it."""
+    marks = [
+        _Mark(event["ts"], event["ts"] + event["dur"], (event["name"], str(number)))
+        for number, event in enumerate(events)
+        if event["cat"] == "cpu_op" and begin <= event["ts"] < end
+    ]
+    for phase, seconds in _own_times(marks, begin, end).items():
+        if phase != BETWEEN:
+            yield phase[0], seconds
+
+
+def _by_name(operations: Iterable[tuple[str, float]], num_steps: int) -> dict[str, tuple[float, float]]:
+    calls: dict[str, int] = defaultdict(int)
+    seconds: dict[str, float] = defaultdict(float)
+    for name, taken in operations:
+        calls[name] += 1
+        seconds[name] += taken
+    longest = sorted(seconds, key=seconds.get, reverse=True)
+    return {name: (calls[name] / num_steps, seconds[name] / num_steps) for name in longest}
+
+
+def _launched_between(
+    on_device: Iterable[_Event], launches: Mapping[Any, _Event], begin: float, end: float
+) -> list[tuple[_Event, _Event]]:
+    """What was launched between two times, with its launch."""
+    pairs = ((event, launches.get(event.get("args", {}).get("correlation"))) for event in on_device)
+    return [(event, launch) for event, launch in pairs if launch is not None and begin <= launch["ts"] <= end]
+
+
 def _device_times(
-    on_device: Iterable[Mapping[str, Any]],
-    launches: Mapping[Any, Mapping[str, Any]],
+    on_device: Iterable[tuple[_Event, _Event]],
     marks: Mapping[Any, list[_Mark]],
     trainer: Any,
     begin: float,
     end: float,
-) -> tuple[dict[Phase, float], float]:
-    """Seconds of each phase on the device, and in all, of what was launched between two times."""
+) -> dict[Phase, float]:
+    """Seconds of each phase on the device, from one time to another or, if that is later, to the end of all work."""
     segments: dict[Any, list[tuple[float, Phase]]] = {}
     work = []
-    for event in on_device:
-        launch = launches.get(event.get("args", {}).get("correlation"))
-        if launch is None or not begin <= launch["ts"] <= end:
-            continue
+    for event, launch in on_device:
         thread = launch["tid"]
         if thread not in segments:
             # Autograd has a thread for each device; another one reads clips ahead.
@@ -222,4 +265,4 @@ def _device_times(
         seconds[phase] += _MICRO * max(0.0, finish - max(since, until))
         until = max(until, finish)
     seconds[IDLE] += _MICRO * max(0.0, end - until)
-    return dict(seconds), sum(seconds.values())
+    return dict(seconds)

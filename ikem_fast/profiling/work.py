@@ -1,4 +1,4 @@
-"""The least work of each phase of a training step, summed over its ops from the shapes of a method's modules."""
+"""The least work of each phase of a training step, from the shapes of a method's modules and of its batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ikem_fast import floors
-from ikem_fast.floors import Work
+from ikem_fast.floors import SIZE, Work
 from ikem_fast.methods import IKEM, RelationalDistillation
 from ikem_fast.nn import MultiStreamSTGCN
 from ikem_fast.nn.layers import StackedLinear
@@ -23,12 +23,13 @@ def work_of_step(
     num_clips: int,
     clip_shape: Sequence[int],
     num_parts: int = 1,
-    storage: str = "fp32",
     streamed: bool = False,
     sgd_momentum: bool = True,
     limits_gradients: bool = False,
 ) -> dict[Phase, Work]:
     """The least work of each phase of a step, forward and backward apart.
+
+    Losses against a queue alone make their gradient in the forward pass, so that all of their work is counted there.
 
     Args:
         method: on its device, in the mode that it trains in.
@@ -36,80 +37,75 @@ def work_of_step(
         num_clips: N of the whole step.
         clip_shape: (3, T, V, M).
         num_parts: that the step's clips are taken in, each through all that has weights or queues by itself.
-        storage: of the clips, ``"fp32"`` or ``"fp16"``.
         streamed: whether clips are read from the file.
         sgd_momentum: whether the optimiser has one.
         limits_gradients: whether gradients are limited.
     """
     _, num_frames, num_joints, num_persons = clip_shape
-    values = 3 * num_frames * num_joints * num_persons
     part = num_clips // num_parts
+    kind = kind_of(method)
+    streams, embedding = len(method.modalities), method.embedding_size
+    of_losses = (streams, part, embedding, method.queue_size)
     work: dict[Phase, Work] = {}
 
-    def add(name: str, forward: Work, backward: Work | None = None, times: int = num_parts) -> None:
-        for which, amount in ((FORWARD, forward), (BACKWARD, backward)):
+    def add(name: str, forward: Work, both: Work | None = None, times: int = num_parts) -> None:
+        """Counts a forward pass, and what forward and backward passes together have more."""
+        for which, amount in ((FORWARD, forward), (BACKWARD, both and _beyond(both, forward))):
             if amount is not None:
-                total = _times(amount, times)
-                work[name, which] = work[name, which] + total if (name, which) in work else total
+                work[name, which] = work.get((name, which), Work(0)) + amount * times
 
-    def encoders(name: str, module: MultiStreamSTGCN, trained: bool, with_head: bool) -> None:
-        forward = _encoder(module, part, num_frames, num_persons, backward=False)
-        if with_head:
-            forward += _head(module.head, part, backward=False)
-        add(name, forward, _encoder(module, part, num_frames, num_persons, backward=True) if trained else None)
+    def encoders(name: str, module: MultiStreamSTGCN, trained: bool = False) -> None:
+        sizes = (part, num_persons, num_frames)
+        add(name, _encoders(module, *sizes), _encoders(module, *sizes, backward=True) if trained else None)
 
-    def heads(module: nn.Sequential) -> None:
-        add("heads", _head(module, part, backward=False), _head(module, part, backward=True))
+    def heads(module: nn.Sequential, trained: bool = False) -> None:
+        add("heads", _heads(module, part), _heads(module, part, backward=True) if trained else None)
 
     # What is streamed is read from the file's pages and written where the views are made from.
-    read = 2 * num_clips * values * floors.SIZE[storage] if streamed else 0
-    add(DATA, Work(read), times=1)
+    add(
+        DATA,
+        Work(2 * SIZE["fp32"] * num_clips * clip_shape[0] * num_frames * num_joints * num_persons * streamed),
+        times=1,
+    )
     first, second = method.view_modalities
-    if first == second:
-        add("views", floors.clip_views(2, part, values, len(first), storage))
-    else:
-        for modalities in (first, second):
-            add("views", floors.clip_views(1, part, values, len(modalities), storage))
-
-    streams, embedding, queue = len(method.modalities), method.embedding_size, method.queue_size
-    kind = kind_of(method)
+    for modalities, num_views in ((first, 2),) if first == second else ((first, 1), (second, 1)):
+        add("views", floors.clip_views(part, num_frames, num_joints, num_persons, len(modalities), num_views))
     enqueued = floors.enqueue(streams, num_clips, embedding)
     if isinstance(method, IKEM):
-        moved = sum(parameter.numel() for parameter in method.key_encoders.parameters())
+        values = sum(parameter.numel() for parameter in method.key_encoders.parameters())
+        moved = values // streams * len(method.moving_modalities(stage))
         add("momentum update", floors.momentum_update(moved), times=1)
-        encoders("query encoders", method.query_encoders, trained=True, with_head=False)
-        heads(method.query_encoders.head)
-        encoders("key encoders", method.key_encoders, trained=False, with_head=True)
+        encoders("query encoders", method.query_encoders, trained=True)
+        heads(method.query_encoders.head, trained=True)
+        encoders("key encoders", method.key_encoders)
+        heads(method.key_encoders.head)
         if stage == "single":
-            add("single contrast", floors.queue_log_sum_exp(streams, part, embedding, queue, kind, True), Work(0))
-        else:
-            if method.context:
-                sizes = (streams, part, embedding, queue, kind)
-                add("context exchange", *(floors.pair_log_sum_exp(*sizes, backward) for backward in (False, True)))
-            if method.exchange:
-                heads(method.exchange_heads)
-                rows, joint = streams * part, streams * embedding
-                add("implicit exchange", floors.queue_log_sum_exp(1, rows, joint, queue, kind, True), Work(0))
+            add("single contrast", floors.info_nce(*of_losses, kind=kind, backward=True))
+        elif method.context:
+            passes = (floors.context_loss(*of_losses, kind=kind, backward=backward) for backward in (False, True))
+            add("context exchange", *passes)
+        if stage == "cross" and method.exchange:
+            heads(method.exchange_heads, trained=True)
+            add("implicit exchange", floors.exchange_loss(*of_losses, kind=kind, backward=True))
     else:
-        students = len(method.feature_names)
-        encoders("teacher encoders", method.teacher_encoders, trained=False, with_head=True)
-        encoders("student encoders", method.student_encoders, trained=True, with_head=False)
-        heads(method.student_encoders.head)
-        sizes = (streams, part, embedding, queue, kind)
-        passes = (floors.pair_log_sum_exp(*sizes, backward, students) for backward in (False, True))
+        encoders("teacher encoders", method.teacher_encoders)
+        heads(method.teacher_encoders.head)
+        encoders("student encoders", method.student_encoders, trained=True)
+        heads(method.student_encoders.head, trained=True)
+        passes = (
+            floors.relational_distillation_loss(len(method.feature_names), *of_losses, kind=kind, backward=backward)
+            for backward in (False, True)
+        )
         add("relational distillation", *passes)
         enqueued += floors.enqueue(1, num_clips, streams * embedding)
-    add("gather of keys", Work(0), times=1)
     add("enqueue", enqueued, times=1)
     trained = sum(parameter.numel() for parameter in method.stage_parameters(stage))
     if limits_gradients:
-        add("gradient limit", floors.gradient_limit(trained), times=1)
-    add("optimiser step", floors.sgd(trained, sgd_momentum), times=1)
+        # Gradients are read and written.
+        add("gradient limit", Work(2 * SIZE["fp32"] * trained), times=1)
+    # Weights, gradients and momenta are read, weights and momenta written.
+    add("optimiser step", Work((5 if sgd_momentum else 3) * SIZE["fp32"] * trained), times=1)
     return work
-
-
-def _times(work: Work, times: int) -> Work:
-    return Work(times * work.bytes, times * work.operations, work.kind)
 
 
 def kind_of(method: IKEM | RelationalDistillation) -> str:
@@ -121,41 +117,43 @@ def _kind(precision: str, weight: Tensor) -> str:
     return {torch.float32: "fp32", torch.bfloat16: "bf16"}[activation_dtype(precision, weight)]
 
 
-def _encoder(module: MultiStreamSTGCN, num_clips: int, num_frames: int, num_persons: int, *, backward: bool) -> Work:
-    """Of all ops of the encoders, their activations alone: weights are far fewer."""
-    streams, joints = module.num_streams, module.graph.adjacency.shape[-1]
-    sequences = streams * num_clips * num_persons
+def _beyond(both: Work, forward: Work) -> Work:
+    """What a forward and backward pass has more than a forward pass."""
+    return Work(both.bytes - forward.bytes, both.operations - forward.operations, both.kind)
+
+
+def _encoders(
+    module: MultiStreamSTGCN, num_clips: int, num_persons: int, num_frames: int, *, backward: bool = False
+) -> Work:
+    blocks = [(block.temporal_conv.weight.shape[1], block.temporal_conv.stride) for block in module.blocks]
+    # Pairs of a partition and a joint that an edge leads to.
+    groups = {(partition, joint) for partition, _, joint in module.graph.edges.tolist()}
+    num_joints, num_edges = module.graph.adjacency.shape[-1], len(module.graph.edges)
+    sizes = (module.num_streams, num_clips, num_persons, num_frames, num_joints, blocks, num_edges, len(groups))
     kind = _kind(module.precision, module.input_norm.weight)
-    # The input norm reads the views in fp32 and writes activations; backward needs both again, for its own weights.
-    values = sequences * num_frames * joints * module.in_channels
-    total = Work(values * (floors.SIZE["fp32"] + floors.SIZE[kind]))
-    last = len(module.blocks) - 1
-    for number, block in enumerate(module.blocks):
-        _, partitions, out_channels, in_channels = block.graph_conv.weight.shape
-        stride, taps = block.temporal_conv.stride, block.temporal_conv.weight.shape[-1]
-        rows = sequences * num_frames * joints
+    work = floors.encoder(*sizes, in_channels=module.in_channels, kind=kind, backward=backward)
+    if module.training:
+        return work
+    # Without batch statistics a block, all but the last, ends in its convolution, which then also adds the residual:
+    # what it gave is neither written nor read again.
+    for out_channels, stride in blocks[:-1]:
         num_frames = -(-num_frames // stride)
-        out_rows = sequences * num_frames * joints
-        total += floors.graph_convolution(
-            rows, in_channels, out_channels, partitions * in_channels, kind, backward=backward
-        )
-        total += floors.temporal_convolution(rows, out_rows, out_channels, taps, kind, backward=backward)
-        if block.residual is not None:
-            total += floors.graph_convolution(out_rows, in_channels, out_channels, in_channels, kind, backward=backward)
-        if module.training:
-            total += floors.residual_activation(
-                out_rows, out_channels, int(block.has_residual), number == last, kind, backward=backward
-            )
-        elif block.has_residual:
-            # In eval mode the temporal convolution adds the residual as it writes.
-            total += Work(floors.SIZE[kind] * out_rows * out_channels)
-    return total
+        values = module.num_streams * num_clips * num_persons * num_frames * num_joints * out_channels
+        work = Work(work.bytes - 2 * SIZE[kind] * values, work.operations, work.kind)
+    return work
 
 
-def _head(module: nn.Sequential, num_clips: int, *, backward: bool) -> Work:
-    total = Work(0)
+def _heads(module: nn.Sequential, num_clips: int, *, backward: bool = False) -> Work:
+    """Linear layers in float32: x and the weights are read, y written; backward reads x, the weights and y's gradient,
+    and writes the gradients of x and of the weights.
+    """
+    work = Work(0)
     for layer in module:
         if isinstance(layer, StackedLinear):
             streams = layer.weight.shape[0]
-            total += floors.linear(streams, num_clips, layer.in_features, layer.out_features, backward)
-    return total
+            x, y = streams * num_clips * layer.in_features, streams * num_clips * layer.out_features
+            weights, product = layer.weight.numel(), 2 * x * layer.out_features
+            work += Work(SIZE["fp32"] * (x + weights + y), product)
+            if backward:
+                work += Work(SIZE["fp32"] * (2 * x + 2 * weights + y), 2 * product)
+    return work
