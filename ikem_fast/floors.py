@@ -327,8 +327,8 @@ def pair_log_sum_exp(
     backward: bool = False,
 ) -> Work:
     """x (A, N, D) and the queues are read; (A + A (A - 1) / 2) N sums, A·N·topk neighbours (int64) and the A
-    similarities at each of them are written. Backward reads the gradients of sums and similarities and writes that of x. Products:
-    as :func:`context_loss`.
+    similarities at each of them are written. Backward reads the gradients of sums and similarities and writes that of
+    x. Products: as :func:`context_loss`.
     """
     values = modalities * clips * embedding
     sums = (modalities + modalities * (modalities - 1) // 2) * clips
