@@ -136,6 +136,9 @@ def measure(request, benchmark, device, number, launch) -> Callable[[Case, str],
                 name = request.module.__name__.rpartition(".")[2]
                 peak = memory.peak_in_process(name, profile, number, way, threads)
         benchmark.extra_info = _extra_info(case, way, device, launch, threads, calls, error, peak)
+        if case.once:
+            benchmark.pedantic(call, setup=setup, rounds=1)
+            return
         seconds = _seconds_of_round(call, setup, device, BUDGET[profile] / 4)
         rounds = min(MOST_ROUNDS, max(case.fewest_rounds.get(way, FEWEST_ROUNDS), int(BUDGET[profile] / seconds)))
         benchmark.pedantic(call, setup=setup, rounds=rounds)
@@ -154,10 +157,11 @@ def _check(case: Case, way: str, device: str, state: _State, function: Callable[
     return _judge(errors, case, way, device)
 
 
-def _judge(errors: list[float], case: Case, way: str, device: str) -> float:
+def _judge(errors: list[float], case: Case, way: str, device: str, launch: str = "python") -> float:
     error = max(math.inf if math.isnan(error) else error for error in errors)
+    name = way if launch == "python" else f"{way}, {launch}"
     assert error <= case.tolerance[way], (
-        f"{_group(case, device)}: '{way}' is {error:.1e} away from the definition, allowed are "
+        f"{_group(case, device)}: '{name}' is {error:.1e} away from the definition, allowed are "
         f"{case.tolerance[way]:.1e}: nothing was timed"
     )
     return error
@@ -201,17 +205,18 @@ def _make_call(case: Case, way: str, device: str, launch: str, state: _State):
 
     if launch == "python":
         return timing.launched_row(function, places), refill, len(places)
+    checked = case.checked.get(way, function)
     try:
         replay = timing.captured_row(function, places)
+        replay_checked = replay if checked is function else timing.captured_row(checked, places[-1:])
     except RuntimeError as error:
         pytest.skip(f"cannot be captured: {_first_line(error)}")
-    if way not in case.checked:
-        errors = []
-        for seed in CHECK_SEEDS:
-            refill()
-            timing.put(case.inputs(way, torch.Generator(device).manual_seed(seed)), places[-1])
-            errors.append(case.error(replay()[-1], _expected(case, way, device, seed, state)))
-        _judge(errors, case, f"{way}", device)
+    errors = []
+    for seed in CHECK_SEEDS:
+        refill()
+        timing.put(case.inputs(way, torch.Generator(device).manual_seed(seed)), places[-1])
+        errors.append(case.error(replay_checked()[-1], _expected(case, way, device, seed, state)))
+    _judge(errors, case, way, device, launch)
     return replay, refill, len(places)
 
 
