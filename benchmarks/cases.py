@@ -108,6 +108,7 @@ class Case:
         sweep: which of the sizes varies over cases that belong together: "batch", "queue", "modalities", "threads".
         bytes_needed: by way, about what a call holds, where that is so much that it may not be there.
         with_peak: whether to measure the memory that a call needs beyond its inputs, too.
+        once: it takes too long to be warmed up and repeated, and is timed once.
         fewest_rounds: by way, where it shall be timed more than three times however long that takes.
     """
 
@@ -128,6 +129,7 @@ class Case:
     sweep: str = ""
     bytes_needed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     with_peak: bool = False
+    once: bool = False
     fewest_rounds: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -45,6 +45,9 @@ from benchmarks.figures import (
 
 NOISY = 0.2  # IQR over median
 FURTHEST = 10  # ops listed as furthest from their floor
+# Rows of bench_training.py, and the published recipe: epochs of either stage, and the cross-subject training clips.
+NTU60_TRAINING, NTU60_PHASES = "training, NTU-60 size", ("step, stage 1", "step, stage 2")
+NTU60_EPOCHS, NTU60_CLIPS = 150, 40091
 HOW_TO_READ = """\
 Medians of the rounds of one run and their interquartile range (IQR); every result was compared with its plain-PyTorch
 definition in the same run before it was timed ("error", relative to the largest magnitude, and the largest allowed).
@@ -111,6 +114,33 @@ def furthest_lines(rows: Iterable[Row]) -> list[str]:
         for row in list(furthest.values())[:FURTHEST]
     ]
     return table(["op", "pass", "sizes", "device", "way", "median", "of the floor"], cells)
+
+
+def estimate_lines(rows: Sequence[Row]) -> list[str]:
+    """What the published recipe takes on NTU-60, from steps of training that were timed at its size."""
+    steps: dict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        if row.op == NTU60_TRAINING:
+            steps[row.device, row.name][row.phase] = row
+    cells = []
+    for (device, name), by_phase in steps.items():
+        if by_phase.keys() >= set(NTU60_PHASES):
+            first, second = (by_phase[phase] for phase in NTU60_PHASES)
+            count = NTU60_EPOCHS * (NTU60_CLIPS // first.clips)
+            hours = count * (first.seconds + second.seconds) / 3600
+            product = f"{count} × ({seconds_text(first.seconds)} + {seconds_text(second.seconds)})"
+            cells.append([device, name, first.clips, product, f"{three_digits(hours)} h"])
+    if not cells:
+        return []
+    return [
+        "## An estimate: 300 epochs of NTU-60",
+        "",
+        f"{NTU60_EPOCHS} epochs of either stage, each of {NTU60_CLIPS} clips in batches, the last incomplete one left",
+        "out, at the medians of whole training steps, data path included. kNN checks and checkpoints are not in it.",
+        "",
+        *table(["device", "way", "batch", "steps of each stage × (stage 1 + stage 2)", "300 epochs"], cells),
+        "",
+    ]
 
 
 def symbols_line(rows: Iterable[Row]) -> str:
@@ -219,7 +249,7 @@ def results_text(runs: Sequence[Run], figures: Mapping[str, Any], pictures: Iter
     ]
     for picture in pictures:
         lines += ["", f"![{plots.TITLES[picture.removesuffix('.svg').rpartition('_')[2]]}]({picture})"]
-    lines += ["", "## Every row", "", symbols_line(rows), *all_op_lines(runs)]
+    lines += ["", *estimate_lines(rows), "## Every row", "", symbols_line(rows), *all_op_lines(runs)]
     if old is not None:
         lines += ["", *against_lines(figures, old)]
     return "\n".join(lines) + "\n"

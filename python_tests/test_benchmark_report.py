@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cases, figures, report
+from benchmarks import bench_training, cases, figures, report
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 NAME = "2026-11-22_amd-epyc-2-cores_small"
@@ -193,6 +193,23 @@ def test_against_an_older_run(tmp_path, old_is_figures):
     assert "within the spread" in eager.values()
     assert "Only then: gone, cpu (1 rows)." in text
     assert "Only now: info_nce, cpu (1 rows)." in text
+
+
+def test_300_epochs_are_estimated_from_steps_of_both_stages(tmp_path):
+    of_ntu60 = {"op": bench_training.NTU60_OP, "clips": 128}
+    steps = [
+        benchmark("ours fp32", seconds * 1000, phase=phase, size_label="N=128 K=512", **of_ntu60)
+        for phase, seconds in zip(report.NTU60_PHASES, (2.0, 4.0), strict=True)
+    ]
+    lone = benchmark("ours bf16", 1000, phase=report.NTU60_PHASES[0], size_label="N=128 K=512", **of_ntu60)
+    text, _ = report_of(tmp_path, content(*steps, lone))
+    (estimate,) = table_rows(text, "300 epochs of NTU-60")
+    # 313 steps an epoch: 150 * 313 * (2 s + 4 s).
+    assert estimate["steps of each stage × (stage 1 + stage 2)"] == "46950 × (2.00 s + 4.00 s)"
+    assert estimate["300 epochs"] == "78.2 h"
+    assert {case.phase for case in bench_training.cases("full", "cpu") if case.op == bench_training.NTU60_OP} == set(
+        report.NTU60_PHASES
+    )
 
 
 def test_plots_are_small_svg_and_the_same_every_time(tmp_path):
