@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -92,21 +93,28 @@ def derive_modalities(
         derived["motion"] = _pad_frames(velocity, 1)
         derived["acceleration"] = _pad_frames(scale * velocity.diff(dim=2), 2)
     if set(modalities) & {"bone", "rotation_axis", "angular_velocity"}:
-        bones = clips - clips[:, :, :, list(layout.bone_parents)]
+        bones = clips - clips[:, :, :, _index(layout.bone_parents, clips.device)]
         a, b, c = (bones[:, :, :, joint] for joint in layout.chest_normal)
         bones[:, :, :, layout.root] = _normalize(_cross(a - c, b - c))
         derived["bone"] = bones
     if "rotation_axis" in modalities or "angular_velocity" in modalities:
-        axes = _cross(bones, bones[:, :, :, list(layout.previous_bones)])
+        previous = _index(layout.previous_bones, clips.device)
+        axes = _cross(bones, bones[:, :, :, previous])
         derived["rotation_axis"] = axes
     if "angular_velocity" in modalities:
         directions = _normalize(bones)
-        before = directions[:, :, :, list(layout.previous_bones)]
+        before = directions[:, :, :, previous]
         sine = torch.linalg.vector_norm(_cross(directions, before), dim=1, keepdim=True)
         angles = torch.atan2(sine, (directions * before).sum(dim=1, keepdim=True))
         turning = scale * angles.diff(dim=2) * _normalize(axes)[:, :, :-1]
         derived["angular_velocity"] = _pad_frames(turning, 1)
     return {name: derived[name] for name in modalities}
+
+
+@functools.cache
+def _index(joints: tuple[int, ...], device: torch.device) -> Tensor:
+    """Joint numbers on the device, where they stay: copying them there would make the host wait in every call."""
+    return torch.tensor(joints, device=device)
 
 
 def _pad_frames(values: Tensor, number: int) -> Tensor:
