@@ -22,7 +22,8 @@ def cases(profile: str, device: str) -> list[Case]:
     clips, queue = CLIPS[device], 32768
     listed = [
         make_case("single", ALL, clips=clips, queue=queue, with_peak=True),
-        make_case("cross", ALL, clips=clips, queue=queue, sweep="batch", with_peak=True),
+        make_case("cross", ALL, clips=clips, queue=queue, with_peak=True),
+        make_case("cross", (EAGER, OURS_BF16), clips=clips, queue=queue, with_peak=True, autocast=True),
     ]
     sweeps = [("batch", {"clips": factor * clips // 4}) for factor in (1, 2, 8)]
     sweeps += [("queue", {"queue": length}) for length in (4096, 16384, 65536)]

@@ -21,11 +21,11 @@ from benchmarks import step_floors
 from benchmarks.baselines import eager, release_manner, trainers
 from benchmarks.cases import COMPILED, EAGER, OURS, OURS_BF16, RELEASE_MANNER, STEP, Case
 from benchmarks.clips import FRAMES, LAYOUT, stored_clips
-from benchmarks.floors import Work
 from ikem_fast import ops
 from ikem_fast.data.sources import StoredBatch
 from ikem_fast.engine.config import PretrainConfig
 from ikem_fast.engine.step import TrainingStep
+from ikem_fast.floors import Work
 from ikem_fast.methods import IKEM, RelationalDistillation
 from ikem_fast.modalities import MODALITIES
 from ikem_fast.quirks import Quirks
@@ -86,8 +86,8 @@ def make_step(
         module.train()
         names = functools.partial(to_reference, module)
     else:
-        manner = {COMPILED: trainers.compiled, RELEASE_MANNER: lambda: release_manner}.get(way, lambda: eager)()
-        trainer = trainers.like(module, manner)
+        manners = {COMPILED: trainers.compiled, _AUTOCAST: trainers.autocast, RELEASE_MANNER: lambda: release_manner}
+        trainer = trainers.like(module, manners.get(way, lambda: eager)())
         if way == _DEFINITION:
             trainer, clips = trainer.double(), clips.double()
         step = trainers.TrainingStep(trainer, stage, rate)
@@ -106,7 +106,7 @@ def make_step(
     return run
 
 
-_DEFINITION = "eager, float64"
+_DEFINITION, _AUTOCAST = "eager, float64", "eager, bfloat16"
 
 
 def as_eager_augmentation(seed: int, epoch: int, samples: Tensor) -> list[eager.Augmentation]:
@@ -161,6 +161,7 @@ def make_case(
     threads: int = 0,
     sweep: str = "",
     with_peak: bool = False,
+    autocast: bool = False,
 ) -> Case:
     """A step of one stage or of a distillation.
 
@@ -173,7 +174,10 @@ def make_case(
         width: h; features have 16 h numbers and embeddings 8 h.
         threads: of the CPU, other than the run's; 0 for the run's.
         sweep, with_peak: as of ``Case``.
+        autocast: "eager" has its encoders under torch.autocast, and the op a name that says so.
     """
+    own = {EAGER: _AUTOCAST} if autocast else {}
+    tolerance = {way: TOLERANCE[OURS_BF16 if way in own else way] for way in ways}
     shape = {"clips": clips, "queue": queue, "modalities": modalities, "width": width}
     sizes = tuple(shape.items())
 
@@ -195,15 +199,15 @@ def make_case(
         return run
 
     return Case(
-        op=OPS[stage],
+        op=OPS[stage] + (", encoders in bfloat16" if autocast else ""),
         phase=STEP,
         sizes={**shape, **({"threads": threads} if threads else {})},
         draw=draw,
-        ways={way: timed(way) for way in ways},
-        checked={way: checked(way) for way in ways},
+        ways={way: timed(own.get(way, way)) for way in ways},
+        checked={way: checked(own.get(way, way)) for way in ways},
         expected=checked(_DEFINITION),
-        tolerance=TOLERANCE,
-        floor=_floor(stage, shape, "fp32"),
+        tolerance=tolerance,
+        floor=_floor(stage, shape, "bf16" if autocast else "fp32"),
         floor_bf16=_floor(stage, shape, "bf16"),
         error=error,
         clips=clips,

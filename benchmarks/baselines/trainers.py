@@ -44,11 +44,21 @@ def compiled() -> SimpleNamespace:
     )
 
 
+def autocast() -> SimpleNamespace:
+    """The eager manner with encoders under torch.autocast in bfloat16, as one does for speed."""
+
+    def features(encoder: STGCNReference, clips: Tensor) -> Tensor:
+        with torch.autocast(clips.device.type, torch.bfloat16):
+            return STGCNReference.features(encoder, clips).float()
+
+    return SimpleNamespace(**{**vars(eager), "features": features})
+
+
 class Trainer(nn.Module, ABC):
     """What pretraining and distillation share.
 
     Args:
-        manner: ``eager``, ``release_manner`` or ``compiled()``.
+        manner: ``eager``, ``release_manner``, ``compiled()`` or ``autocast()``.
         layout: the skeleton.
         modalities: names of the S modalities.
         hidden_channels: h of all encoders.
