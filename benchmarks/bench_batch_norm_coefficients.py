@@ -7,9 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
-from benchmarks import floors
 from benchmarks.cases import BOTH, COMPILED, EAGER, FORWARD, OURS, Case, Inputs, compiled, of_phase
-from ikem_fast import ops
+from ikem_fast import floors, ops
 
 MODALITIES, EPSILON = 6, 1e-5
 CHANNELS = {"small": [64], "full": [16, 64, 256]}

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import clips as stored
-from benchmarks import floors
 from benchmarks.baselines import eager, release_manner
 from benchmarks.cases import COMPILED, EAGER, FORWARD, OURS, OURS_BF16, RELEASE_MANNER, Case, compiled, over_threads
 from benchmarks.clips import FRAMES, JOINTS, LAYOUT, PERSONS
-from ikem_fast import ops
+from ikem_fast import floors, ops
 from ikem_fast.modalities import MODALITIES
 from ikem_fast.ops.clip_views import ClipViews
 

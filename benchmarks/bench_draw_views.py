@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import floors
 from benchmarks.cases import CALL, EAGER, OURS, Case
-from ikem_fast import ops
+from ikem_fast import floors, ops
 
 CLIPS = {"small": [128], "full": [128, 1024]}
 SEED, FRAMES = 7, 50

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floors
 from benchmarks.bench_graph_convolution import edges_and_groups
 from benchmarks.cases import BOTH, COMPILED, EAGER, FORWARD, OURS, OURS_BF16, Case, compiled, over_threads
 from benchmarks.clips import FRAMES, JOINTS, LAYOUT, PERSONS
+from ikem_fast import floors
 from ikem_fast.nn import EncoderInput, MultiStreamSTGCN, STGCNReference
 from ikem_fast.nn.layers import BatchStatistics
 from ikem_fast.nn.parts import block_plan
@@ -233,7 +233,7 @@ def cases(profile: str, device: str) -> list[Case]:
     for phase in (FORWARD, BOTH):
         pieces = [Piece(6, block, training=True) for block in (None, *BLOCKS[profile])]
         listed += [make_case(phase, clips, piece, compile_all=compile_all) for piece in pieces]
-        if profile == "full":
+        if profile == "full" and phase == BOTH:
             listed += [make_case(phase, clips, Piece(count, None, training=True), "modalities") for count in (1, 3)]
             listed += [make_case(phase, count, Piece(6, None, training=True), "batch") for count in BATCHES[device]]
     if (profile, device) == ("full", "cpu"):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import floors
 from benchmarks.cases import CALL, COMPILED, EAGER, OURS, Case, compiled
-from ikem_fast import ops
+from ikem_fast import floors, ops
 
 SIZES = {
     "small": [{"clips": 128, "queue": 4096}],

@@ -21,13 +21,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import floors, step_floors
+from benchmarks import step_floors
 from benchmarks.baselines import eager, evaluation, release_manner, trainers
 from benchmarks.baselines.evaluation import Head, Recipe
 from benchmarks.cases import CALL, COMPILED, EAGER, OURS, OURS_BF16, RELEASE_MANNER, Case
-from benchmarks.floors import SIZE, Work
 from benchmarks.made_up_sets import make_clips
 from benchmarks.steps import make_module
+from ikem_fast import floors
 from ikem_fast.data import ClipSet
 from ikem_fast.engine.config import LinearConfig
 from ikem_fast.engine.randomness import epoch_order
@@ -36,6 +36,7 @@ from ikem_fast.evaluation.features import extract
 from ikem_fast.evaluation.knn import knn_predict
 from ikem_fast.evaluation.linear import _HeadStack
 from ikem_fast.evaluation.views import views_of
+from ikem_fast.floors import SIZE, Work
 from ikem_fast.modalities import MODALITIES
 
 DEFINITION = "eager, float64"

@@ -7,10 +7,10 @@ import functools
 import torch
 from torch import Tensor
 
-from benchmarks import contrast, floors
+from benchmarks import contrast
 from benchmarks.cases import Case
 from benchmarks.contrast import EMBEDDING, MODALITIES, TEMPERATURE, unit
-from ikem_fast import ops
+from ikem_fast import floors, ops
 
 
 def make_case(phase: str, sizes: tuple[int, int, str]) -> Case:

@@ -11,7 +11,6 @@ import functools
 import torch
 from torch import Tensor
 
-from benchmarks import floors
 from benchmarks.cases import (
     BOTH,
     COMPILED,
@@ -27,7 +26,7 @@ from benchmarks.cases import (
     of_phase,
 )
 from benchmarks.clips import JOINTS, LAYOUT, PERSONS
-from ikem_fast import ops
+from ikem_fast import floors, ops
 
 MODALITIES, PARTITIONS = 6, 3
 # Frames, channels, output channels; of the encoder's second, ninth and tenth block.

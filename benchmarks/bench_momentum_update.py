@@ -6,11 +6,10 @@ import functools
 
 import torch
 
-from benchmarks import floors
 from benchmarks.baselines import eager
 from benchmarks.cases import CALL, COMPILED, EAGER, OURS, Case, compiled
 from benchmarks.clips import LAYOUT
-from ikem_fast import ops
+from ikem_fast import floors, ops
 from ikem_fast.nn import MultiStreamSTGCN
 
 MODALITIES, MOMENTUM = 6, 0.999

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks import contrast, floors
+from benchmarks import contrast
 from benchmarks.cases import BOTH, COMPILED, EAGER, FORWARD, OURS, OURS_BF16, Case, Inputs, compiled, of_phase
 from benchmarks.contrast import EMBEDDING, MODALITIES, TEMPERATURE, TOLERANCE, TOPK, unit
-from ikem_fast import ops
+from ikem_fast import floors, ops
 
 SIZES = {"small": [(16, 4096)], "full": [(128, 32768)]}
 PAIRS = MODALITIES * (MODALITIES - 1) // 2

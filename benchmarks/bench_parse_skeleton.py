@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import floors
 from benchmarks.cases import CALL, EAGER, OURS, Case
 from benchmarks.clips import JOINTS, PERSONS
-from ikem_fast import _extension
+from ikem_fast import _extension, floors
 from ikem_fast.data.readers.ntu_rgb_d import MAX_FRAMES
 
 DEVICES = ("cpu",)

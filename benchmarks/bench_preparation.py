@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import floors
 from benchmarks.baselines import eager, release_manner
 from benchmarks.bench_parse_skeleton import read_lines
 from benchmarks.cases import CALL, EAGER, OURS, RELEASE_MANNER, Case
 from benchmarks.clips import FRAMES, JOINTS, LAYOUT, PERSONS
-from benchmarks.floors import Work
+from ikem_fast import floors
 from ikem_fast.data import ClipSet, prepare, synthetic
 from ikem_fast.data.preprocess import prepare_clip
+from ikem_fast.floors import Work
 
 FILES = {"small": 24, "full": 192}  # two performers' recordings of 12 actions, each as often as it takes
 RECORDINGS, LENGTH = 16, 80

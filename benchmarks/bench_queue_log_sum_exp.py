@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import contrast, floors
+from benchmarks import contrast
 from benchmarks.cases import BOTH, COMPILED, EAGER, FORWARD, OURS, OURS_BF16, Case, Inputs, compiled, of_phase
 from benchmarks.contrast import EMBEDDING, MODALITIES, TEMPERATURE, TOLERANCE, unit
-from ikem_fast import ops
+from ikem_fast import floors, ops
 
 SIZES = {"small": [(16, 4096)], "full": [(128, 32768)]}
 ROW = MODALITIES * EMBEDDING

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import floors
 from benchmarks.cases import (
     BOTH,
     COMPILED,
@@ -25,7 +24,7 @@ from benchmarks.cases import (
     of_phase,
 )
 from benchmarks.clips import JOINTS, PERSONS
-from ikem_fast import ops
+from ikem_fast import floors, ops
 
 MODALITIES, DROPOUT, LAYER = 6, 0.5, 3
 SIZES = {"small": [(50, 16)], "full": [(50, 16), (13, 64)]}  # frames, channels

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks import floors
 from benchmarks.cases import (
     BOTH,
     COMPILED,
@@ -25,7 +24,7 @@ from benchmarks.cases import (
     of_phase,
 )
 from benchmarks.clips import JOINTS, PERSONS
-from ikem_fast import ops
+from ikem_fast import floors, ops
 
 MODALITIES, TAPS = 6, 9
 # Frames, channels, stride.

@@ -27,7 +27,6 @@ from torch import Tensor
 from benchmarks import step_floors
 from benchmarks.baselines import eager, release_manner, trainers
 from benchmarks.cases import EAGER, OURS, OURS_BF16, RELEASE_MANNER, STEP, Case
-from benchmarks.floors import Work
 from benchmarks.made_up_sets import NTU60_XSUB_TRAINING, make_clips
 from benchmarks.steps import as_eager_augmentation
 from ikem_fast.data import ClipSet, prepare
@@ -37,6 +36,7 @@ from ikem_fast.engine.config import Config, augmentation_settings, resolve_quirk
 from ikem_fast.engine.randomness import epoch_order, seed_everything
 from ikem_fast.engine.run_log import read_log
 from ikem_fast.engine.step import TrainingStep
+from ikem_fast.floors import Work
 from ikem_fast.methods import IKEM
 from ikem_fast.methods.ikem import STAGES
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.floors import Work
+from ikem_fast.floors import Work
 
 EAGER, COMPILED, OURS, OURS_BF16, RELEASE_MANNER = "eager", "eager compiled", "ours fp32", "ours bf16", "release manner"
 WAYS = (EAGER, COMPILED, OURS, OURS_BF16, RELEASE_MANNER)

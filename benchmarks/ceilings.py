@@ -1,79 +1,15 @@
-"""What the machine can do at best: bytes copied and arithmetic operations of products per second, measured now."""
+"""What the machine can do at best (``ikem_fast.ceilings``), measured at the start of a run and again at its end."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 
-import torch
+from ikem_fast.ceilings import Ceilings, measure
 
-from benchmarks.timing import timer_of
-
-COPIED = {"cpu": 2**26, "cuda": 2**28}  # float32 values: 256 MiB and 1 GiB, far beyond any cache
-PRODUCT = {"cpu": 2048, "cuda": 8192}  # rows and columns of factors
-ROUNDS, WARM_UP = 5, 2
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """Of one device; bytes read and bytes written both count."""
-
-    copy_bytes_per_second: float
-    fp32_operations_per_second: float
-    bf16_operations_per_second: float
-
-    def operations_per_second(self, kind: str) -> float:
-        return {"fp32": self.fp32_operations_per_second, "bf16": self.bf16_operations_per_second}[kind]
-
-
-def measure(device: str) -> Ceilings:
-    """Measures with as many threads as torch has now."""
-    with torch.no_grad():
-        rates = {kind: _products(device, dtype) for kind, dtype in _KINDS.items()}
-        return Ceilings(_copies(device), rates["fp32"], rates["bf16"])
+__all__ = ["Ceilings", "at_start", "measure"]
 
 
 @functools.cache
 def at_start(device: str, threads: int) -> Ceilings:
     """Measured at the first call for a device and a number of threads, which torch must have now; later as then."""
     return measure(device)
-
-
-_KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def _copies(device: str) -> float:
-    source = torch.ones(COPIED[device], device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _least_seconds(lambda: target.copy_(source), device)
-
-
-def _products(device: str, dtype: torch.dtype) -> float:
-    """By the fastest of the library's matrix product and, on a CPU, its convolutions, which are at times far ahead."""
-    size = PRODUCT[device]
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    ways: list[Callable[[], object]] = [lambda: torch.mm(a, b)]
-    rates = [2 * size**3 / _least_seconds(ways[0], device)]
-    if device == "cpu":
-        # As the encoder's last block has it: (B, C, T, V) in channels last, and 9 taps over frames.
-        batch, channels, frames, joints = 16, 256, 13, 25
-        x = torch.randn(batch, channels, frames, joints).to(dtype).to(memory_format=torch.channels_last)
-        for taps in (1, 9):
-            weight = torch.randn(channels, channels, taps, 1).to(dtype).to(memory_format=torch.channels_last)
-            # Without padding: every tap of every frame is a product.
-            seconds = _least_seconds(lambda weight=weight: torch.conv2d(x, weight), device)
-            rates.append(2 * batch * (frames - taps + 1) * joints * taps * channels**2 / seconds)
-    return max(rates)
-
-
-def _least_seconds(call: Callable[[], object], device: str) -> float:
-    timer = timer_of(device)
-    seconds = []
-    for number in range(WARM_UP + ROUNDS):
-        begin = timer()
-        call()
-        elapsed = timer() - begin
-        if number >= WARM_UP:
-            seconds.append(elapsed)
-    return min(seconds)  # what else the machine does makes it no slower a machine

@@ -7,7 +7,7 @@ steps in float32. For stage 2 at the published sizes (six modalities, 128 clips)
 24 GB; taking joints together after the products, and multiplying with the zeros that frames are padded with, would make
 it 3.65 TFLOP. Not counted: losses' exponentials, what an implementation keeps for itself, and the launches of kernels.
 
-Knows neither torch nor ikem_fast.
+Knows no torch.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from benchmarks import floors
-from benchmarks.floors import SIZE, Work
+from ikem_fast import floors
+from ikem_fast.floors import Work
 
 PARTITIONS, TAPS = 3, 9
 
@@ -86,15 +86,9 @@ def head_parameters(*sizes: int) -> int:
 
 
 def head(streams: int, clips: int, *sizes: int, kind: str, backward: bool = False) -> Work:
-    """Linear layers from the first size to the last on ``streams`` times ``clips`` features, which are float32."""
-    products = 2 * streams * clips * sum(before * after for before, after in pairwise(sizes))
-    moved = 4 * streams * (clips * (sizes[0] + sizes[-1]) + head_parameters(*sizes))
-    return Work(moved * (2 if backward else 1), products * (3 if backward else 1), kind)
-
-
-def sgd(parameters: int) -> Work:
-    """Weights, gradients and momenta are read, weights and momenta written."""
-    return Work(5 * SIZE["fp32"] * parameters)
+    """Linear layers from the first size to the last on ``streams`` times ``clips`` features."""
+    layers = (floors.linear(streams, clips, *pair, kind=kind, backward=backward) for pair in pairwise(sizes))
+    return sum(layers, Work(0, 0, kind))
 
 
 def pretraining_step(shapes: Shapes, stage: str) -> Work:
@@ -116,7 +110,7 @@ def pretraining_step(shapes: Shapes, stage: str) -> Work:
         work += floors.exchange_loss(*contrast, **losses)
         trained += s * head_parameters(*exchange)
         moved = moved // s * (s // 2)  # quirk Q1 moves every other one of them
-    return work + floors.momentum_update(moved) + floors.enqueue(s, n, shapes.embedding) + sgd(trained)
+    return work + floors.momentum_update(moved) + floors.enqueue(s, n, shapes.embedding) + floors.sgd(trained)
 
 
 def distillation_step(shapes: Shapes) -> Work:
@@ -131,7 +125,7 @@ def distillation_step(shapes: Shapes) -> Work:
         students, s, n, shapes.embedding, shapes.queue, kind=kind, backward=True
     )
     work += floors.enqueue(s, n, shapes.embedding) + floors.enqueue(1, n, joint)
-    return work + sgd(students * (encoder_parameters(shapes) + head_parameters(*of_students)))
+    return work + floors.sgd(students * (encoder_parameters(shapes) + head_parameters(*of_students)))
 
 
 def features(shapes: Shapes) -> Work:

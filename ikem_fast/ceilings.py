@@ -26,8 +26,9 @@ class Ceilings:
 
 
 @torch.no_grad()
-def measure(device: torch.device) -> Ceilings:
+def measure(device: str | torch.device) -> Ceilings:
     """Measures with as many threads as torch has now."""
+    device = torch.device(device)
     return Ceilings(_copies(device), _products(device, torch.float32), _products(device, torch.bfloat16))
 
 

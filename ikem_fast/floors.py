@@ -349,3 +349,25 @@ def momentum_update(values: int) -> Work:
 def enqueue(modalities: int, clips: int, embedding: int) -> Work:
     """Keys (S, N, D) are read and written into S·N columns of the queue, whose others are not touched."""
     return Work(2 * SIZE["fp32"] * modalities * clips * embedding)
+
+
+# ---- heads and optimiser
+
+
+def linear(
+    streams: int, clips: int, in_features: int, out_features: int, *, kind: str = "fp32", backward: bool = False
+) -> Work:
+    """A linear layer on ``streams`` times ``clips`` float32 vectors. x, weights and biases are read and y is written;
+    backward reads x, the weights and y's gradient, and writes the gradients of x, of the weights and of the biases.
+    ``kind`` is that of the products alone.
+    """
+    x, y = streams * clips * in_features, streams * clips * out_features
+    weights, products = streams * (in_features + 1) * out_features, 2 * x * out_features
+    if not backward:
+        return Work(SIZE["fp32"] * (x + weights + y), products, kind)
+    return Work(SIZE["fp32"] * (3 * x + 3 * weights + 2 * y), 3 * products, kind)
+
+
+def sgd(parameters: int, *, momentum: bool = True) -> Work:
+    """Weights, gradients and momenta are read, weights and momenta written."""
+    return Work((5 if momentum else 3) * SIZE["fp32"] * parameters)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import ikem_fast
-from benchmarks import floors, memory, timing
+from benchmarks import memory, timing
 from benchmarks.cases import (
     EAGER,
     OURS,
@@ -28,8 +28,8 @@ from benchmarks.cases import (
     forward_and_backward,
     largest_error,
 )
-from benchmarks.floors import Work
-from ikem_fast import layouts, ops
+from ikem_fast import floors, layouts, ops
+from ikem_fast.floors import Work
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path.stem for path in (PROJECT_ROOT / "benchmarks").glob("bench_*.py"))
@@ -263,7 +263,7 @@ def test_peak_memory():
 PLANTED = """
 import torch
 from benchmarks.cases import CALL, EAGER, OURS, OURS_BF16, RELEASE_MANNER, Case
-from benchmarks.floors import Work
+from ikem_fast.floors import Work
 
 kept = []
 

@@ -3,9 +3,9 @@
 import pytest
 
 from benchmarks import step_floors
-from benchmarks.floors import Work
 from benchmarks.step_floors import Shapes
-from ikem_fast import layouts, ops
+from ikem_fast import floors, layouts, ops
+from ikem_fast.floors import Work
 from ikem_fast.methods import IKEM
 
 PUBLISHED = Shapes()
@@ -43,10 +43,12 @@ def test_published_sizes():
 def test_a_head_and_an_update_by_hand():
     assert step_floors.head_parameters(3, 5, 2) == (3 * 5 + 5) + (5 * 2 + 2)
     forward = step_floors.head(2, 7, 3, 5, 2, kind="fp32")
-    assert forward == Work(4 * 2 * (7 * (3 + 2) + 32), 2 * 2 * 7 * (15 + 10))
+    x, hidden, y, weights = 7 * 3, 7 * 5, 7 * 2, 32
+    assert forward == Work(4 * 2 * (x + 2 * hidden + y + weights), 2 * 2 * 7 * (15 + 10))
     both = step_floors.head(2, 7, 3, 5, 2, kind="fp32", backward=True)
-    assert (both.bytes, both.operations) == (2 * forward.bytes, 3 * forward.operations)
-    assert step_floors.sgd(10) == Work(200)
+    assert both == Work(4 * 2 * (3 * x + (2 + 3) * hidden + 2 * y + 3 * weights), 3 * forward.operations)
+    assert floors.sgd(10) == Work(200)
+    assert floors.sgd(10, momentum=False) == Work(120)
 
 
 @pytest.mark.parametrize("modalities", [2, 3, 6])

@@ -103,8 +103,7 @@ def work_of_step(
     if limits_gradients:
         # Gradients are read and written.
         add("gradient limit", Work(2 * SIZE["fp32"] * trained), times=1)
-    # Weights, gradients and momenta are read, weights and momenta written.
-    add("optimiser step", Work((5 if sgd_momentum else 3) * SIZE["fp32"] * trained), times=1)
+    add("optimiser step", floors.sgd(trained, momentum=sgd_momentum), times=1)
     return work
 
 
@@ -144,16 +143,7 @@ def _encoders(
 
 
 def _heads(module: nn.Sequential, num_clips: int, *, backward: bool = False) -> Work:
-    """Linear layers in float32: x and the weights are read, y written; backward reads x, the weights and y's gradient,
-    and writes the gradients of x and of the weights.
-    """
-    work = Work(0)
-    for layer in module:
-        if isinstance(layer, StackedLinear):
-            streams = layer.weight.shape[0]
-            x, y = streams * num_clips * layer.in_features, streams * num_clips * layer.out_features
-            weights, product = layer.weight.numel(), 2 * x * layer.out_features
-            work += Work(SIZE["fp32"] * (x + weights + y), product)
-            if backward:
-                work += Work(SIZE["fp32"] * (2 * x + 2 * weights + y), 2 * product)
-    return work
+    """Of the linear layers of all streams' heads, which compute in float32."""
+    layers = [layer for layer in module if isinstance(layer, StackedLinear)]
+    sizes = [(layer.weight.shape[0], num_clips, layer.in_features, layer.out_features) for layer in layers]
+    return sum((floors.linear(*size, backward=backward) for size in sizes), Work(0))
