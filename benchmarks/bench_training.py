@@ -29,6 +29,7 @@ from benchmarks.baselines import eager, release_manner, trainers
 from benchmarks.cases import EAGER, OURS, OURS_BF16, RELEASE_MANNER, STEP, Case
 from benchmarks.made_up_sets import NTU60_XSUB_TRAINING, make_clips
 from benchmarks.steps import as_eager_augmentation
+from ikem_fast import layouts, ops
 from ikem_fast.data import ClipSet, prepare
 from ikem_fast.data.sources import open_source
 from ikem_fast.engine import load_config, pretrain
@@ -42,7 +43,7 @@ from ikem_fast.methods.ikem import STAGES
 
 STAGE_NAMES = dict(zip(STAGES, ("stage 1", "stage 2"), strict=True))
 CHECKED_CLIPS, CHECKED_STEPS = 8, 2
-TOLERANCE = {EAGER: 1e-4, RELEASE_MANNER: 1e-4, OURS: 1e-4, OURS_BF16: 2e-2}
+TOLERANCE = {EAGER: 1e-4, RELEASE_MANNER: 1e-4, OURS: 1e-4, OURS_BF16: 5e-2}
 ACCURACY = 0.7  # of the nearest neighbour among the training clips, all modalities
 MADE_UP, NTU60, NW_UCLA = "made-up", "NTU-60 size", "NW-UCLA"
 NTU60_OP = f"training, {NTU60}"
@@ -210,8 +211,8 @@ def make_case(name: str, stage: str, ways: tuple[str, ...], device: str) -> Case
         expected=checked(EAGER),
         expected_of={EAGER: checked(OURS)},
         tolerance=TOLERANCE,
-        floor=_floor(stage, sizes, "fp32"),
-        floor_bf16=_floor(stage, sizes, "bf16"),
+        floor=_floor(name, stage, sizes, "fp32"),
+        floor_bf16=_floor(name, stage, sizes, "bf16"),
         error=largest_difference,
         clips=config.pretrain.batch_size,
     )
@@ -250,8 +251,16 @@ def train_until_accurate(way: str, device: str) -> int:
     raise AssertionError(f"{way} reached {max(accuracies):.3f} in {epoch} epochs, not {ACCURACY}")
 
 
-def _floor(stage: str, sizes: dict[str, int], kind: str) -> Work:
-    return step_floors.pretraining_step(step_floors.Shapes(**sizes, kind=kind), stage)
+def _floor(name: str, stage: str, sizes: dict[str, int], kind: str) -> Work:
+    layout, persons = (layouts.get("nw-ucla"), 1) if name == NW_UCLA else (layouts.get("ntu-rgb+d"), 2)
+    edges = ops.graph_edges(layout.adjacency()).tolist()
+    skeleton = {
+        "joints": layout.num_joints,
+        "persons": persons,
+        "edges": len(edges),
+        "groups": len({(partition, end) for partition, _, end in edges}),
+    }
+    return step_floors.pretraining_step(step_floors.Shapes(**sizes, **skeleton, kind=kind), stage)
 
 
 def cases(profile: str, device: str) -> list[Case]:
