@@ -43,9 +43,8 @@ def graph(device: str) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def edges_and_groups() -> tuple[int, int]:
-    """Entries of the adjacency that are not zero, and pairs of a partition and a joint that one leads to."""
-    edges = ops.graph_edges(LAYOUT.adjacency())
-    return len(edges), len({(partition, end) for partition, _, end in edges.tolist()})
+    """Those of the layout that clips have here."""
+    return floors.edges_and_groups(ops.graph_edges(LAYOUT.adjacency()).tolist())
 
 
 def composition(x: Tensor, weight: Tensor, bias: Tensor, importance: Tensor, adjacency: Tensor) -> tuple[Tensor, ...]:

@@ -29,13 +29,14 @@ from benchmarks.baselines import eager, release_manner, trainers
 from benchmarks.cases import EAGER, OURS, OURS_BF16, RELEASE_MANNER, STEP, Case
 from benchmarks.made_up_sets import NTU60_XSUB_TRAINING, make_clips
 from benchmarks.steps import as_eager_augmentation
-from ikem_fast import layouts, ops
+from ikem_fast import floors, layouts, ops
 from ikem_fast.data import ClipSet, prepare
 from ikem_fast.data.sources import open_source
 from ikem_fast.engine import load_config, pretrain
-from ikem_fast.engine.config import Config, augmentation_settings, resolve_quirks
+from ikem_fast.engine.config import Config, augmentation_settings
 from ikem_fast.engine.randomness import epoch_order, seed_everything
 from ikem_fast.engine.run_log import read_log
+from ikem_fast.engine.runs import new_ikem
 from ikem_fast.engine.step import TrainingStep
 from ikem_fast.floors import Work
 from ikem_fast.methods import IKEM
@@ -114,7 +115,7 @@ def training(name: str, stage: str, way: str, device: str) -> Callable[[], Tenso
 def _new_method(clips: ClipSet, config: Config) -> IKEM:
     """With the weights that ``pretrain`` begins with."""
     seed_everything(config.seed)
-    return IKEM(clips.layout, **dataclasses.asdict(config.model), quirks=resolve_quirks(config))
+    return new_ikem(clips, config)
 
 
 def _batches(num_clips: int, config: Config) -> Iterator:
@@ -253,13 +254,8 @@ def train_until_accurate(way: str, device: str) -> int:
 
 def _floor(name: str, stage: str, sizes: dict[str, int], kind: str) -> Work:
     layout, persons = (layouts.get("nw-ucla"), 1) if name == NW_UCLA else (layouts.get("ntu-rgb+d"), 2)
-    edges = ops.graph_edges(layout.adjacency()).tolist()
-    skeleton = {
-        "joints": layout.num_joints,
-        "persons": persons,
-        "edges": len(edges),
-        "groups": len({(partition, end) for partition, _, end in edges}),
-    }
+    edges, groups = floors.edges_and_groups(ops.graph_edges(layout.adjacency()).tolist())
+    skeleton = {"joints": layout.num_joints, "persons": persons, "edges": edges, "groups": groups}
     return step_floors.pretraining_step(step_floors.Shapes(**sizes, **skeleton, kind=kind), stage)
 
 

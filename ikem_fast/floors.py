@@ -82,6 +82,11 @@ def parse_skeleton(text_bytes: int, frames: int, joints: int, persons: int) -> W
 # ---- the encoder; B sequences are those of all persons of all clips
 
 
+def edges_and_groups(edges: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """How many edges (partition, from, to) there are, and pairs of a partition and a joint that one leads to."""
+    return len(edges), len({(partition, end) for partition, _, end in edges})
+
+
 def graph_convolution(
     modalities: int,
     sequences: int,

@@ -24,6 +24,7 @@ def test_the_graph_is_that_of_the_layout():
     edges = ops.graph_edges(layouts.get("ntu-rgb+d").adjacency()).tolist()
     assert len(edges) == PUBLISHED.edges
     assert len({(partition, end) for partition, _, end in edges}) == PUBLISHED.groups
+    assert floors.edges_and_groups(edges) == (PUBLISHED.edges, PUBLISHED.groups)
 
 
 def test_published_sizes():

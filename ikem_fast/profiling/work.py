@@ -125,10 +125,9 @@ def _encoders(
     module: MultiStreamSTGCN, num_clips: int, num_persons: int, num_frames: int, *, backward: bool = False
 ) -> Work:
     blocks = [(block.temporal_conv.weight.shape[1], block.temporal_conv.stride) for block in module.blocks]
-    # Pairs of a partition and a joint that an edge leads to.
-    groups = {(partition, joint) for partition, _, joint in module.graph.edges.tolist()}
-    num_joints, num_edges = module.graph.adjacency.shape[-1], len(module.graph.edges)
-    sizes = (module.num_streams, num_clips, num_persons, num_frames, num_joints, blocks, num_edges, len(groups))
+    num_joints = module.graph.adjacency.shape[-1]
+    graph = floors.edges_and_groups(module.graph.edges.tolist())
+    sizes = (module.num_streams, num_clips, num_persons, num_frames, num_joints, blocks, *graph)
     kind = _kind(module.precision, module.input_norm.weight)
     work = floors.encoder(*sizes, in_channels=module.in_channels, kind=kind, backward=backward)
     if module.training:
