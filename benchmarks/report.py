@@ -6,7 +6,8 @@
 Writes ``DATE_HARDWARE_PROFILE.md`` with plots and ``DATE_HARDWARE_PROFILE.json`` beside it, which holds the figures and
 which ``scripts/readme_figures.py`` reads. Several files are put together: of one hardware and profile into one results
 file, of others each into one of its own. ``--against`` takes such a JSON, old or new, and adds what became faster or
-slower since. Neither ikem_fast nor torch is needed.
+slower since. ``--remarks`` takes a Markdown file with what a reader must know of these runs and no figure tells.
+Neither ikem_fast nor torch is needed.
 """
 
 from __future__ import annotations
@@ -225,7 +226,9 @@ def against_lines(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def results_text(runs: Sequence[Run], figures: Mapping[str, Any], pictures: Iterable[str], old: Mapping | None) -> str:
+def results_text(
+    runs: Sequence[Run], figures: Mapping[str, Any], pictures: Iterable[str], old: Mapping | None, remarks: str
+) -> str:
     """The whole results file as Markdown."""
     rows = [row for run in runs for row in run.rows]
     lines = [
@@ -240,6 +243,7 @@ def results_text(runs: Sequence[Run], figures: Mapping[str, Any], pictures: Iter
         "",
         *ceiling_lines(runs),
         noise_line(rows),
+        *(["", remarks.strip()] if remarks.strip() else []),
         "",
         "## Furthest from their floor",
         "",
@@ -276,12 +280,13 @@ def put_together(runs: Sequence[Run]) -> list[list[Run]]:
     return list(together.values())
 
 
-def write_report(runs: Sequence[Run], out: Path, old: Mapping[str, Any] | None = None) -> Path:
+def write_report(runs: Sequence[Run], out: Path, old: Mapping[str, Any] | None = None, remarks: str = "") -> Path:
     """Writes the results file of runs on one hardware, its plots and its figures.
 
     Args:
         out: folder, made if it is not there.
         old: figures to compare with.
+        remarks: Markdown, put before the tables.
 
     Returns:
         The path of the results file.
@@ -298,7 +303,7 @@ def write_report(runs: Sequence[Run], out: Path, old: Mapping[str, Any] | None =
     with atomic.atomic_open(out / f"{name}.json") as file:
         file.write(figures_text(figures))
     with atomic.atomic_open(out / f"{name}.md") as file:
-        file.write(results_text(runs, figures, pictures, old))
+        file.write(results_text(runs, figures, pictures, old, remarks))
     return out / f"{name}.md"
 
 
@@ -307,13 +312,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="of pytest --benchmark-json")
     parser.add_argument("--out", type=Path, metavar="DIR", default=PROJECT_ROOT / "benchmarks" / "results")
     parser.add_argument("--against", type=Path, metavar="OLD.json", help="older figures, or an older FILE.json")
+    parser.add_argument("--remarks", type=Path, metavar="FILE.md", help="what to say of these runs before the tables")
     options = parser.parse_args(arguments)
     try:
+        remarks = "" if options.remarks is None else options.remarks.read_text(encoding="utf-8")
         together = put_together([read_run(path) for path in options.files])
         old = None if options.against is None else read_figures(options.against)
         for runs in together:
-            print(write_report(runs, options.out, old))
-    except (ReportError, OSError) as error:
+            print(write_report(runs, options.out, old, remarks))
+    except (ReportError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

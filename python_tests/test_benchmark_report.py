@@ -176,6 +176,16 @@ def test_a_row_that_two_runs_have_is_refused(tmp_path, capsys):
     assert re.search(r"a\.json and b\.json both have the row info_nce.*--against", capsys.readouterr().err)
 
 
+def test_remarks_stand_before_the_tables(tmp_path, capsys):
+    remarks = tmp_path / "remarks.md"
+    remarks.write_text("Measured **twice**.\n", encoding="utf-8")
+    text, _ = report_of(tmp_path, content(), remarks=remarks)
+    assert "of the median.\n\nMeasured **twice**.\n\n## Furthest" in text
+    arguments = [str(write(tmp_path, content())), "--out", str(tmp_path), "--remarks", str(tmp_path / "none.md")]
+    assert report.main(arguments) == 2
+    assert "none.md" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("old_is_figures", [True, False])
 def test_against_an_older_run(tmp_path, old_is_figures):
     old = content(benchmark("ours fp32", 5.0), benchmark("eager", 8.01), benchmark("eager", 1.0, op="gone"))
