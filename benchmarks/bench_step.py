@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from benchmarks.cases import COMPILED, EAGER, OURS, OURS_BF16, RELEASE_MANNER, Case
 from benchmarks.steps import make_case
+from ikem_fast.hardware import usable_cores
 
 ALL = (EAGER, COMPILED, OURS, OURS_BF16, RELEASE_MANNER)
 # Without torch.compile, which takes minutes for an encoder's and a step's graphs.
@@ -29,7 +28,7 @@ def cases(profile: str, device: str) -> list[Case]:
     sweeps += [("queue", {"queue": length}) for length in (4096, 16384, 65536)]
     sweeps += [("modalities", {"modalities": number}) for number in (2, 3, 4)]
     if device == "cpu":
-        threads = sorted({2**power for power in range(4)} & set(range(1, len(os.sched_getaffinity(0)) + 1)))
+        threads = sorted({2**power for power in range(4)} & set(range(1, usable_cores() + 1)))
         sweeps += [("threads", {"threads": number}) for number in threads]
     for sweep, size in sweeps:
         listed.append(make_case("cross", SWEPT, **{"clips": clips, "queue": queue, **size}, sweep=sweep))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ikem_fast.floors import Work
+from ikem_fast.hardware import usable_cores
 
 EAGER, COMPILED, OURS, OURS_BF16, RELEASE_MANNER = "eager", "eager compiled", "ours fp32", "ours bf16", "release manner"
 WAYS = (EAGER, COMPILED, OURS, OURS_BF16, RELEASE_MANNER)
@@ -160,7 +160,7 @@ class Case:
 
 def over_threads(case: Case) -> list[Case]:
     """The case with 1, 2, 4 ... CPU threads, below the number of cores, which it has by itself."""
-    counts = [2**power for power in range(10) if 2**power < len(os.sched_getaffinity(0))]
+    counts = [2**power for power in range(10) if 2**power < usable_cores()]
     sizes = ({**case.sizes, "threads": count} for count in counts)
     return [dataclasses.replace(case, sizes=size, sweep="threads", with_peak=False) for size in sizes]
 

@@ -10,12 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import platform
-import re
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +21,7 @@ import torch
 import ikem_fast
 from benchmarks import ceilings, memory, timing
 from benchmarks.cases import COMPILED, Case
-from ikem_fast import _extension
+from ikem_fast import _extension, hardware
 
 DEVICES = ("cpu", "cuda")
 BUDGET = {"small": 0.2, "full": 1.5}  # seconds that each benchmark is timed for, inputs included
@@ -35,7 +32,7 @@ CHECK_SEEDS, TIMING_SEED = (1, 2), 3  # two draws are checked: a result left ove
 def pytest_addoption(parser):
     group = parser.getgroup("ikem_fast benchmarks")
     group.addoption("--profile", choices=tuple(BUDGET), default="small", help="sizes: small ones, or the published")
-    group.addoption("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU (default: all cores)")
+    group.addoption("--threads", type=int, default=hardware.usable_cores(), help="of the CPU (default: all cores)")
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
     group.addoption("--devices", choices=DEVICES, nargs="+", default=DEVICES, help="of those that are there")
     group.addoption("--seconds", type=float, default=math.inf, help="after so many the benchmarks left are skipped")
@@ -282,7 +279,7 @@ def pytest_benchmark_update_commit_info(config, commit_info):
 def pytest_benchmark_update_machine_info(config, machine_info):
     state = config.stash[_STATE]
     del machine_info["node"]
-    machine_info["cpu"] = _cpu()
+    machine_info["cpu"] = hardware.cpu_name()
     machine_info |= {
         "hardware": _hardware(config),
         "gpu": torch.cuda.get_device_name() if "cuda" in devices(config) else None,
@@ -313,15 +310,10 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     }
 
 
-def _cpu() -> str:
-    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    return names[0] if names else platform.machine()
-
-
 def _hardware(config) -> str:
     """The GPU with its driver if it is measured, else the CPU with its cores."""
     if "cuda" not in devices(config):
-        return f"{_cpu()}, {len(os.sched_getaffinity(0))} cores"
+        return f"{hardware.cpu_name()}, {hardware.usable_cores()} cores"
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         driver = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]

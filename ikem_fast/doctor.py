@@ -6,14 +6,13 @@ Works without the compiled part and without torch. Exits with 0 where the packag
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
 import sys
 from dataclasses import dataclass, field
 
 import ikem_fast
-from ikem_fast import _extension
+from ikem_fast import _extension, hardware
 
 
 @dataclass
@@ -120,8 +119,7 @@ def _examine_cuda(diagnosis: Diagnosis, torch, built: dict) -> None:
     if _extension.cuda_problem():
         diagnosis.advice.append(_extension.cuda_problem() + ".")
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    devices = [f"CPU with {cores} cores ({platform.machine()})"]
+    devices = [f"CPU with {hardware.usable_cores()} cores ({hardware.cpu_name()}, {platform.machine()})"]
     visible = torch is not None and torch.cuda.is_available()
     if visible:
         for index in range(torch.cuda.device_count()):

@@ -5,12 +5,11 @@ Standard library only.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
-import platform
 import re
+import runpy
 import shutil
 import subprocess
 import tempfile
@@ -139,11 +138,8 @@ def describe_commit(given: str | None) -> str:
 
 def describe_cpu() -> str:
     """Model and number of usable cores."""
-    model = platform.machine()
-    with contextlib.suppress(OSError):
-        names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-        model = names[0] if names else model
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    hardware = runpy.run_path(str(PROJECT_ROOT / "ikem_fast" / "hardware.py"))  # importing the package would need torch
+    return f"{hardware['cpu_name']()}, {hardware['usable_cores']()} cores"
 
 
 def describe(smi: dict[str, str], torch: dict, python: str, commit: str | None) -> dict[str, str]:

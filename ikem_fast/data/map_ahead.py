@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from ikem_fast.hardware import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -16,7 +17,7 @@ _TASKS_PER_WORKER = 4
 
 def default_workers() -> int:
     """As many threads as there are CPUs for this process."""
-    return len(os.sched_getaffinity(0))
+    return usable_cores()
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

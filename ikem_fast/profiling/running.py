@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 import tempfile
 import time
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ikem_fast.engine.loop import train
 from ikem_fast.engine.runs import build_teacher, check_teacher, new_distillation, new_ikem
 from ikem_fast.engine.step import WARM_UP_STEPS
 from ikem_fast.floors import Work
+from ikem_fast.hardware import cpu_name
 from ikem_fast.methods.ikem import STAGES
 from ikem_fast.profiling.phases import Phase
 from ikem_fast.profiling.traces import Times, read_times
@@ -242,7 +242,7 @@ def profile_training(
         "queue_size": method.queue_size,
         "precision": kind_of(method),
         "device": device.type,
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "captured": capture,
         "steps": steps,

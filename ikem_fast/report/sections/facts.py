@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 
 import torch
 
 from ikem_fast.data import ClipSet
+from ikem_fast.hardware import cpu_name, usable_cores
 from ikem_fast.report import page
 from ikem_fast.report.page import Section
 from ikem_fast.report.records import Material, clock
@@ -75,16 +75,14 @@ def _clip_words(clip_set: ClipSet) -> str:
 
 def hardware() -> str:
     """The machine in words: processor, cores this process may use, memory, and the GPU if torch sees one."""
-    name = platform.processor() or platform.machine()
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         memory_words = f", {memory:.0f} GiB memory"
     except (OSError, ValueError):
         memory_words = ""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    words = f"{name}, {cores} {'core' if cores == 1 else 'cores'}, {torch.get_num_threads()} threads{memory_words}"
+    cores = usable_cores()
+    threads = f"{cores} {'core' if cores == 1 else 'cores'}, {torch.get_num_threads()} threads"
+    words = f"{cpu_name()}, {threads}{memory_words}"
     if torch.cuda.is_available():
         words += f"; {torch.cuda.get_device_name()}"
     return words
