@@ -45,6 +45,7 @@ from ikem_fast.methods.ikem import STAGES
 STAGE_NAMES = dict(zip(STAGES, ("stage 1", "stage 2"), strict=True))
 CHECKED_CLIPS, CHECKED_STEPS = 8, 2
 TOLERANCE = {EAGER: 1e-4, RELEASE_MANNER: 1e-4, OURS: 1e-4, OURS_BF16: 5e-2}
+EAGER_BYTES_A_CLIP = 160_000_000  # that eager steps of the published width hold until their backward pass
 ACCURACY = 0.7  # of the nearest neighbour among the training clips, all modalities
 MADE_UP, NTU60, NW_UCLA = "made-up", "NTU-60 size", "NW-UCLA"
 NTU60_OP = f"training, {NTU60}"
@@ -216,6 +217,7 @@ def make_case(name: str, stage: str, ways: tuple[str, ...], device: str) -> Case
         floor_bf16=_floor(name, stage, sizes, "bf16"),
         error=largest_difference,
         clips=config.pretrain.batch_size,
+        bytes_needed={EAGER: EAGER_BYTES_A_CLIP * config.pretrain.batch_size} if name == NTU60 else {},
     )
 
 
@@ -262,7 +264,7 @@ def _floor(name: str, stage: str, sizes: dict[str, int], kind: str) -> Work:
 def cases(profile: str, device: str) -> list[Case]:
     if profile == "small":
         return [make_case(MADE_UP, stage, (EAGER, OURS, OURS_BF16), device) for stage in STAGES]
-    listed = [make_case(NTU60, stage, (OURS, OURS_BF16), device) for stage in STAGES]
+    listed = [make_case(NTU60, stage, (EAGER, OURS, OURS_BF16), device) for stage in STAGES]
     if "IKEM_FAST_DATA" in os.environ:
         listed += [make_case(NW_UCLA, stage, (EAGER, OURS, OURS_BF16, RELEASE_MANNER), device) for stage in STAGES]
         listed.append(time_to_accuracy(device))

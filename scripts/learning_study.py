@@ -130,7 +130,9 @@ class Study:
         return f"{folder}: done before"
 
     def call(self, *arguments: str) -> None:
-        threads = "1" if self.jobs > 1 else os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+        from ikem_fast.hardware import usable_cores
+
+        threads = "1" if self.jobs > 1 else os.environ.get("OMP_NUM_THREADS", str(usable_cores()))
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
         result = subprocess.run([sys.executable, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
         if result.returncode != 0:
