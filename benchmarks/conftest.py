@@ -116,6 +116,7 @@ def measure(request, benchmark, device, number, launch) -> Callable[[Case, str],
     def run(case: Case, way: str) -> None:
         if time.monotonic() - state.begin > config.getoption("--seconds"):
             pytest.skip("the time of --seconds was over")
+        memory.return_freed_memory()
         needed, free = case.bytes_needed.get(way, 0), memory.free_bytes(device)
         if needed > free / 2:
             pytest.skip(f"needs about {needed / 1e9:.1f} GB, which is more than half of the {free / 1e9:.1f} GB free")
