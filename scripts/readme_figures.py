@@ -10,7 +10,7 @@ A document marks what it quotes, a number or a table, with a name:
 ``benchmarks/results/quoted.yaml`` says, in one place, what that is:
 
     results:                          # which results files are meant: benchmarks/results/NAME.json
-      cpu: 2026-11-22_amd-epyc-2-cores_full
+      cpu: 2026-11-23_amd-epyc-2-cores_full
     figures:
       measured-on: {results: cpu, show: source}
       step-ratio: {results: cpu, op: "step, stage 2", way: ours bf16, show: ratio to eager}
@@ -152,9 +152,9 @@ class Quotations:
                 f"{QUOTED.name}: {name} must choose one row of {self.names[short]}, "
                 f"{words} fits {f'{len(rows)}: {found}' if rows else 'none'}"
             )
-        return self._shown(rows[0], show, name)
+        return self._shown(rows[0], show, name, optional)
 
-    def _shown(self, row: Mapping[str, Any], show: Any, name: str) -> str:
+    def _shown(self, row: Mapping[str, Any], show: Any, name: str, optional: bool) -> str:
         if isinstance(show, str) and show.startswith(RATIO):
             value, form = row["ratios"].get(show.removeprefix(RATIO)), ratio_text
         elif show in SHOWN:
@@ -163,6 +163,8 @@ class Quotations:
         else:
             known = ", ".join((*SHOWN, f"{RATIO}WAY", *OF_RESULTS))
             raise ReportError(f"{QUOTED.name}: 'show' of {name} must be one of {known}, got {show!r}")
+        if value is None and optional:
+            return ""
         if value is None:
             raise ReportError(f"{QUOTED.name}: {name}: the row {description(row)} has no {show}")
         return form(value)
