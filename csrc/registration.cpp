@@ -7,6 +7,9 @@ TORCH_LIBRARY(ikem_fast, m) {
       "derive_modalities(Tensor clips, Tensor num_frames, int[] bone_parents, int[] previous_bones, int[] chest_normal, "
       "int[] modalities) -> Tensor");
   m.def(
+      "derive_modalities_backward(Tensor clips, Tensor num_frames, int[] bone_parents, int[] previous_bones, "
+      "int[] chest_normal, int[] modalities, Tensor gradient) -> Tensor");
+  m.def(
       "draw_views(Tensor indices, int seed, Tensor epoch, int num_views, int num_frames, int crop_padding_ratio, "
       "float shear, float camera_view) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(

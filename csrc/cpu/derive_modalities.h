@@ -26,7 +26,15 @@ struct DeriveModalities {
   int64_t blocks_per_clip() const { return (clip_frames + block_frames() - 1) / block_frames(); }
 };
 
+// The gradient of the clips, given that of the modalities.
+struct DeriveModalitiesBackward : DeriveModalities {
+  const void* gradient = nullptr;  // (S, N, 3, T, lanes) as the clips; `output` is (N, 3, T, lanes)
+};
+
 // Derives blocks [begin, end) of the N * blocks_per_clip() blocks.
 IKEM_DECLARE_CPU(void, derive_modalities, const DeriveModalities& parameters, int64_t begin, int64_t end)
+// Pulls the gradients of blocks [begin, end) back.
+IKEM_DECLARE_CPU(void, derive_modalities_backward, const DeriveModalitiesBackward& parameters, int64_t begin,
+                 int64_t end)
 
 }  // namespace ikem_fast::cpu

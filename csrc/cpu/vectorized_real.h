@@ -43,6 +43,9 @@ struct Real<at::vec::Vectorized<T>> {
     }
   }
   static IKEM_HOST_DEVICE V at_least(const V& x, const V& floor) { return at::vec::maximum(x, floor); }
+  static IKEM_HOST_DEVICE V zero_below(const V& x, const V& size, const V& floor) {
+    return V::blendv(x, V(T(0)), size < floor);
+  }
   static IKEM_HOST_DEVICE V product(const V& a, const V& b) { return a * b; }
 };
 

@@ -113,6 +113,159 @@ __global__ void __launch_bounds__(kThreads)
   write(Modality::kAngularVelocity, math::angular_velocity(angle, next_angle, axis, length, time_scale));
 }
 
+// Frames and persons of one clip that a block pulls back: whole skeletons, a thread for each joint.
+struct GradientTiling {
+  int persons;         // of a block
+  int person_tiles;    // of a frame
+  int frames;          // of a block
+  int frame_tiles;     // of a clip
+};
+
+GradientTiling tile_gradients(const ClipShape& shape) {
+  GradientTiling tiling;
+  tiling.persons = shape.num_joints * shape.num_persons <= kThreads ? shape.num_persons : kThreads / shape.num_joints;
+  tiling.person_tiles = (shape.num_persons + tiling.persons - 1) / tiling.persons;
+  tiling.frames = kThreads / (shape.num_joints * tiling.persons);
+  tiling.frame_tiles = (shape.num_frames + tiling.frames - 1) / tiling.frames;
+  return tiling;
+}
+
+// The gradient of the coordinates, given that of the modalities. A thread holds the gradient of its joint's bone; what
+// other bones pass on to it (as the bone before them, as a chest's bone, as children) goes through shared memory and is
+// added joint after joint, so that every run rounds alike.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    derive_modalities_backward_kernel(T* __restrict__ output, const T* __restrict__ gradient,
+                                      const T* __restrict__ clips, const int64_t* __restrict__ num_frames,
+                                      ClipShape shape, Skeleton skeleton, OutputRows rows, GradientTiling tiling) {
+  IKEM_SHARED(uint8_t, bone_parents, [Skeleton::kMaxJoints]);
+  IKEM_SHARED(uint8_t, previous_bones, [Skeleton::kMaxJoints]);
+  IKEM_SHARED(T, passed, [3][kThreads]);  // first to the bone before each bone, then by each bone to its joints
+  for (int joint = threadIdx.x; joint < shape.num_joints; joint += kThreads) {
+    bone_parents[joint] = skeleton.bone_parents[joint];
+    previous_bones[joint] = skeleton.previous_bones[joint];
+  }
+  __syncthreads();
+
+  const int tile = blockIdx.x % (tiling.frame_tiles * tiling.person_tiles);
+  const int clip = blockIdx.x / (tiling.frame_tiles * tiling.person_tiles);
+  const int tile_frame_size = shape.num_joints * tiling.persons;
+  const int place = threadIdx.x;
+  const int t = tile / tiling.person_tiles * tiling.frames + place / tile_frame_size;
+  const int number = place % tile_frame_size / tiling.persons;
+  const int m = tile % tiling.person_tiles * tiling.persons + place % tiling.persons;
+  const bool is_inside = place / tile_frame_size < tiling.frames && t < shape.num_frames && m < shape.num_persons;
+  // The place of joint 0 of this thread's frame and person.
+  const int skeleton_place = place - number * tiling.persons;
+
+  const int frame_size = shape.num_joints * shape.num_persons;
+  const int plane = shape.num_frames * frame_size;
+  const int64_t clip_offset = 3 * static_cast<int64_t>(plane) * clip;
+  const Person<T> person{clips + clip_offset + m, plane, frame_size, shape.num_persons, bone_parents, &skeleton};
+  const T time_scale = math::time_scale<T>(num_frames[clip]);
+  const math::Vector3<T> zero{T(0), T(0), T(0)};
+  const auto wants = [&](Modality modality) { return rows.rows[static_cast<int>(modality)] >= 0; };
+  // Of this thread's joint in a frame; zero outside the frames that hold values.
+  const auto gradient_at = [&](Modality modality, int frame, int frames_ahead) {
+    if (!wants(modality) || frame < 0 || frame + frames_ahead >= shape.num_frames) return zero;
+    const T* from = gradient +
+                    3 * static_cast<int64_t>(plane) * shape.num_clips * rows.rows[static_cast<int>(modality)] +
+                    clip_offset + frame * frame_size + number * shape.num_persons + m;
+    return math::Vector3<T>{from[0], from[plane], from[2 * static_cast<int64_t>(plane)]};
+  };
+  const auto pass = [&](int joint, const math::Vector3<T>& value) {
+    const int at = skeleton_place + joint * tiling.persons;
+    passed[0][at] = value.x;
+    passed[1][at] = value.y;
+    passed[2][at] = value.z;
+  };
+  const auto passed_by = [&](int joint) {
+    const int at = skeleton_place + joint * tiling.persons;
+    return math::Vector3<T>{passed[0][at], passed[1][at], passed[2][at]};
+  };
+
+  const bool wants_velocity = wants(Modality::kAngularVelocity);
+  const bool wants_axes = wants_velocity || wants(Modality::kRotationAxis);
+  math::Vector3<T> of_bone = zero;
+  math::Vector3<T> of_previous = zero;
+  if (is_inside) {
+    of_bone = gradient_at(Modality::kBone, t, 0);
+    if (wants_axes) {
+      const int before = previous_bones[number];
+      const math::Vector3<T> bone = person.bone(t, number);
+      const math::Vector3<T> previous = person.bone(t, before);
+      const math::Vector3<T> axis = math::cross(bone, previous);
+      math::Vector3<T> of_axis = gradient_at(Modality::kRotationAxis, t, 0);
+      if (wants_velocity) {
+        const T length = math::norm(axis);
+        const T angle = math::angle(bone, previous, length);
+        T of_angle = 0;
+        if (t + 1 < shape.num_frames) {
+          const math::Vector3<T> next = person.bone(t + 1, number);
+          const math::Vector3<T> next_previous = person.bone(t + 1, before);
+          const T next_angle = math::angle(next, next_previous, math::norm(math::cross(next, next_previous)));
+          const auto gradients = math::angular_velocity_gradients(
+              angle, next_angle, axis, length, time_scale, gradient_at(Modality::kAngularVelocity, t, 1));
+          of_angle -= gradients.turn;
+          of_axis = of_axis + gradients.axis;
+        }
+        if (t > 0) {
+          const math::Vector3<T> last_axis = math::cross(person.bone(t - 1, number), person.bone(t - 1, before));
+          const math::Vector3<T> direction = math::normalize(last_axis);
+          of_angle += math::dot(direction, gradient_at(Modality::kAngularVelocity, t - 1, 1) * time_scale);
+        }
+        const auto gradients = math::angle_gradients(bone, previous, axis, length, of_angle);
+        of_bone = of_bone + gradients.bone;
+        of_previous = gradients.previous;
+      }
+      const auto gradients = math::axis_gradients(bone, previous, of_axis);
+      of_bone = of_bone + gradients.bone;
+      of_previous = of_previous + gradients.previous;
+    }
+  }
+  if (wants_axes) {
+    pass(number, of_previous);
+    __syncthreads();
+    for (int joint = 0; is_inside && joint < shape.num_joints; ++joint) {
+      if (previous_bones[joint] == number) of_bone = of_bone + passed_by(joint);
+    }
+    __syncthreads();
+  }
+
+  // A chest's bones get theirs from the root's thread alone. None is left at the root, which has no parent.
+  const bool is_root = number == skeleton.root;
+  pass(number, is_root ? zero : of_bone);
+  __syncthreads();
+  if (is_inside && is_root && skeleton.has_chest_normal) {
+    const uint8_t* const chest = skeleton.chest_normal;
+    const auto gradients =
+        math::chest_normal_gradients(person.difference(t, chest[0]), person.difference(t, chest[1]),
+                                     person.difference(t, chest[2]), of_bone);
+    const auto add = [&](int joint, const math::Vector3<T>& value) {
+      if (joint != number) pass(joint, passed_by(joint) + value);
+    };
+    add(chest[0], gradients.a);
+    add(chest[1], gradients.b);
+    add(chest[2], gradients.c);
+  }
+  __syncthreads();
+  if (!is_inside) return;
+
+  math::Vector3<T> sum = gradient_at(Modality::kJoint, t, 0) +
+                         (gradient_at(Modality::kMotion, t - 1, 1) - gradient_at(Modality::kMotion, t, 1)) * time_scale;
+  sum = sum + (gradient_at(Modality::kAcceleration, t, 2) + gradient_at(Modality::kAcceleration, t - 2, 2) -
+               gradient_at(Modality::kAcceleration, t - 1, 2) * T(2)) *
+                  (time_scale * time_scale);
+  sum = sum + passed_by(number);
+  for (int joint = 0; joint < shape.num_joints; ++joint) {
+    if (bone_parents[joint] == number) sum = sum - passed_by(joint);
+  }
+  T* out = output + clip_offset + t * frame_size + number * shape.num_persons + m;
+  out[0] = sum.x;
+  out[plane] = sum.y;
+  out[2 * static_cast<int64_t>(plane)] = sum.z;
+}
+
 }  // namespace
 
 template <typename T>
@@ -128,9 +281,31 @@ cudaError_t derive_modalities(T* output, const T* clips, const int64_t* num_fram
                      output, clips, num_frames, shape, skeleton, rows, static_cast<int>(tiles_per_clip));
 }
 
+template <typename T>
+cudaError_t derive_modalities_backward(T* output, const T* gradient, const T* clips, const int64_t* num_frames,
+                                       const ClipShape& shape, const Skeleton& skeleton, const OutputRows& rows,
+                                       cudaStream_t stream) {
+  if (shape.num_joints > Skeleton::kMaxJoints) return cudaErrorInvalidValue;
+  const int64_t plane = static_cast<int64_t>(shape.num_frames) * shape.num_joints * shape.num_persons;
+  if (plane * shape.num_clips == 0) return cudaSuccess;
+  if (3 * plane > INT32_MAX) return cudaErrorInvalidValue;
+  const GradientTiling tiling = tile_gradients(shape);
+  const int64_t tiles = static_cast<int64_t>(tiling.frame_tiles) * tiling.person_tiles * shape.num_clips;
+  if (tiles > INT32_MAX) return cudaErrorInvalidValue;
+  return IKEM_LAUNCH((derive_modalities_backward_kernel<T>), dim3(static_cast<unsigned>(tiles)), dim3(kThreads), 0,
+                     stream, output, gradient, clips, num_frames, shape, skeleton, rows, tiling);
+}
+
 template cudaError_t derive_modalities<float>(float*, const float*, const int64_t*, const ClipShape&, const Skeleton&,
                                               const OutputRows&, cudaStream_t);
 template cudaError_t derive_modalities<double>(double*, const double*, const int64_t*, const ClipShape&,
                                                const Skeleton&, const OutputRows&, cudaStream_t);
+
+template cudaError_t derive_modalities_backward<float>(float*, const float*, const float*, const int64_t*,
+                                                       const ClipShape&, const Skeleton&, const OutputRows&,
+                                                       cudaStream_t);
+template cudaError_t derive_modalities_backward<double>(double*, const double*, const double*, const int64_t*,
+                                                        const ClipShape&, const Skeleton&, const OutputRows&,
+                                                        cudaStream_t);
 
 }  // namespace ikem_fast::cuda

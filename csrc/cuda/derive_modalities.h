@@ -1,4 +1,4 @@
-// Derivation of modalities on CUDA: the launcher, on raw pointers.
+// Derivation of modalities on CUDA and its gradient: the launchers, on raw pointers.
 #pragma once
 
 #include <driver_types.h>
@@ -22,5 +22,11 @@ struct ClipShape {
 template <typename T>
 cudaError_t derive_modalities(T* output, const T* clips, const int64_t* num_frames, const ClipShape& shape,
                               const Skeleton& skeleton, const OutputRows& rows, cudaStream_t stream);
+
+// gradient (S, N, 3, T, V, M) of the modalities, output (N, 3, T, V, M) of the clips; everything else as above.
+template <typename T>
+cudaError_t derive_modalities_backward(T* output, const T* gradient, const T* clips, const int64_t* num_frames,
+                                       const ClipShape& shape, const Skeleton& skeleton, const OutputRows& rows,
+                                       cudaStream_t stream);
 
 }  // namespace ikem_fast::cuda

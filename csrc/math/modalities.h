@@ -56,6 +56,65 @@ IKEM_HOST_DEVICE Vector3<S> angular_velocity(S angle, S next_angle, const Vector
   return normalize(axis, axis_length) * (time_scale * (next_angle - angle));
 }
 
+// The gradients of theta_{t+1} - theta_t and of o_t, given that of the angular velocity.
+template <typename S>
+struct AngularVelocityGradients {
+  S turn;
+  Vector3<S> axis;
+};
+template <typename S>
+IKEM_HOST_DEVICE AngularVelocityGradients<S> angular_velocity_gradients(S angle, S next_angle, const Vector3<S>& axis,
+                                                                        S axis_length, S time_scale,
+                                                                        const Vector3<S>& gradient) {
+  const Vector3<S> scaled = gradient * time_scale;
+  const Vector3<S> direction = normalize(axis, axis_length);
+  return {dot(direction, scaled), normalize_gradient(direction, axis_length, scaled * (next_angle - angle))};
+}
+
+// Gradients of the bones a, b, c, given that of their chest normal.
+template <typename S>
+struct ChestGradients {
+  Vector3<S> a, b, c;
+};
+template <typename S>
+IKEM_HOST_DEVICE ChestGradients<S> chest_normal_gradients(const Vector3<S>& a, const Vector3<S>& b, const Vector3<S>& c,
+                                                          const Vector3<S>& gradient) {
+  const Vector3<S> first = a - c, second = b - c;
+  const Vector3<S> normal = cross(first, second);
+  const S length = norm(normal);
+  const Vector3<S> of_normal = normalize_gradient(normalize(normal, length), length, gradient);
+  const Vector3<S> of_a = cross(second, of_normal), of_b = cross(of_normal, first);
+  return {of_a, of_b, (of_a + of_b) * S(-1)};
+}
+
+// Gradients of a bone and of the bone before it.
+template <typename S>
+struct BoneGradients {
+  Vector3<S> bone, previous;
+};
+
+// Given that of the rotation axis o = b x b'.
+template <typename S>
+IKEM_HOST_DEVICE BoneGradients<S> axis_gradients(const Vector3<S>& bone, const Vector3<S>& previous,
+                                                 const Vector3<S>& gradient) {
+  return {cross(previous, gradient), cross(gradient, bone)};
+}
+
+// Given that of the angle between them. It grows by what either bone's end moves away from the other bone, over the
+// length of the bone that moves. No gradient passes to a bone shorter than 1e-12, nor where the axis has no direction.
+template <typename S>
+IKEM_HOST_DEVICE BoneGradients<S> angle_gradients(const Vector3<S>& bone, const Vector3<S>& previous,
+                                                  const Vector3<S>& axis, S axis_length, S gradient) {
+  using R = Real<S>;
+  const auto away = [](const Vector3<S>& turn, const Vector3<S>& moved) {
+    const S square = dot(moved, moved);
+    return zero_below(cross(turn, moved) * (S(1) / R::at_least(square, S(1e-24))), square, S(1e-24));
+  };
+  // 1e-18: what single precision can still square.
+  const Vector3<S> turn = axis * (gradient / R::at_least(axis_length, S(1e-18)));
+  return {away(turn * S(-1), bone), away(turn, previous)};
+}
+
 #ifdef CPU_CAPABILITY
 }  // namespace CPU_CAPABILITY
 #endif

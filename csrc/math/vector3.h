@@ -30,6 +30,8 @@ struct Real {
   }
   // At least `floor`; NaN stays NaN.
   static IKEM_HOST_DEVICE S at_least(S x, S floor) { return x < floor ? floor : x; }
+  // x, or zero where `size` is less than `floor`.
+  static IKEM_HOST_DEVICE S zero_below(S x, S size, S floor) { return size < floor ? S(0) : x; }
   // A product that is rounded before anything is added to it: fused multiply-adds would leave a residue where two
   // equal products cancel. (On the host the compiler is told not to fuse.)
   static IKEM_HOST_DEVICE S product(S a, S b) {
@@ -49,6 +51,11 @@ template <typename S>
 struct Vector3 {
   S x, y, z;
 };
+
+template <typename S>
+IKEM_HOST_DEVICE Vector3<S> operator+(const Vector3<S>& a, const Vector3<S>& b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z};
+}
 
 template <typename S>
 IKEM_HOST_DEVICE Vector3<S> operator-(const Vector3<S>& a, const Vector3<S>& b) {
@@ -94,6 +101,19 @@ IKEM_HOST_DEVICE Vector3<S> normalize(const Vector3<S>& a, S length) {
 template <typename S>
 IKEM_HOST_DEVICE Vector3<S> normalize(const Vector3<S>& a) {
   return normalize(a, norm(a));
+}
+
+template <typename S>
+IKEM_HOST_DEVICE Vector3<S> zero_below(const Vector3<S>& a, S size, S floor) {
+  using R = Real<S>;
+  return {R::zero_below(a.x, size, floor), R::zero_below(a.y, size, floor), R::zero_below(a.z, size, floor)};
+}
+
+// The gradient of a, given that of normalize(a): its part across a, over the length. None passes below 1e-12.
+template <typename S>
+IKEM_HOST_DEVICE Vector3<S> normalize_gradient(const Vector3<S>& normalized, S length, const Vector3<S>& gradient) {
+  const Vector3<S> across = gradient - normalized * dot(normalized, gradient);
+  return zero_below(across * (S(1) / Real<S>::at_least(length, S(1e-12))), length, S(1e-12));
 }
 
 #ifdef CPU_CAPABILITY

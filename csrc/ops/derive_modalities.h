@@ -1,4 +1,4 @@
-// Derivation of modalities from joint coordinates, docs/method.md section 3.
+// Derivation of modalities from joint coordinates, docs/method.md section 3, and its gradient.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,5 +9,11 @@ namespace ikem_fast {
 // itself), chest_normal three joints or none, modalities S values of Modality: (S, N, 3, T, V, M).
 at::Tensor derive_modalities(const at::Tensor& clips, const at::Tensor& num_frames, at::IntArrayRef bone_parents,
                              at::IntArrayRef previous_bones, at::IntArrayRef chest_normal, at::IntArrayRef modalities);
+
+// The gradient of the clips, (N, 3, T, V, M), given that of the modalities, (S, N, 3, T, V, M).
+at::Tensor derive_modalities_backward(const at::Tensor& clips, const at::Tensor& num_frames,
+                                      at::IntArrayRef bone_parents, at::IntArrayRef previous_bones,
+                                      at::IntArrayRef chest_normal, at::IntArrayRef modalities,
+                                      const at::Tensor& gradient);
 
 }  // namespace ikem_fast

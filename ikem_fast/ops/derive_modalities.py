@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ikem_fast import _extension, layouts
 from ikem_fast import modalities as modality_registry
@@ -27,7 +28,7 @@ def derive_modalities(
 
     Runs a compiled kernel for the modalities of ``MODALITIES``, on CUDA if the package was built with its CUDA part;
     otherwise, and for modalities registered in Python alone, it is :func:`derive_modalities_reference`. Differentiable
-    once with respect to ``clips``: the gradient is the reference's, recomputed.
+    once with respect to ``clips``, by a kernel of its own.
 
     Args:
         clips: joint coordinates (N, 3, T, V, M), float32 or float64, in metres or any other unit. N may be 0.
@@ -155,45 +156,27 @@ def _check_tensors(clips: Tensor, num_frames: Tensor) -> None:
         raise ValueError(f"num_frames must be on the clips' device {clips.device}, got {num_frames.device}")
 
 
-def _bare_layout(bone_parents: Sequence[int], previous_bones: Sequence[int], chest_normal: Sequence[int]) -> Layout:
-    """A layout with no more than the modalities need, from the numbers that the compiled operator takes."""
-    return Layout(
-        name="",
-        joint_names=tuple(str(joint) for joint in range(len(bone_parents))),
-        bone_parents=tuple(bone_parents),
-        previous_bones=tuple(previous_bones),
-        graph_edges=(),
-        center=0,
-        chest_normal=tuple(chest_normal) or (0, 0, 0),
-        shoulders=(0, 0),
-        presence_joint=0,
-    )
-
-
 def _fake(clips, num_frames, bone_parents, previous_bones, chest_normal, modalities):
     _check_tensors(clips, num_frames)
     return torch.empty((len(modalities), *clips.shape), dtype=clips.dtype, device=clips.device)
 
 
+def _fake_backward(clips, num_frames, bone_parents, previous_bones, chest_normal, modalities, gradient):
+    return torch.empty(clips.shape, dtype=clips.dtype, device=clips.device)
+
+
 def _setup_context(ctx, inputs, output) -> None:
-    clips, num_frames, bone_parents, previous_bones, chest_normal, modalities = inputs
+    clips, num_frames, *ctx.numbers = inputs
     ctx.save_for_backward(clips, num_frames)
-    ctx.layout = _bare_layout(bone_parents, previous_bones, chest_normal)
-    ctx.chest_normal = len(chest_normal) > 0
-    ctx.modalities = [MODALITIES[number] for number in modalities]
 
 
+@once_differentiable
 def _backward(ctx, gradient: Tensor):
-    """Derives the clips' modalities again, by their functions, and pulls the gradient back through them."""
-    clips, num_frames = ctx.saved_tensors
-
-    def derive(coordinates: Tensor) -> Tensor:
-        return _derive_with_functions(coordinates, num_frames, ctx.layout, ctx.modalities, ctx.chest_normal)
-
-    _, pull_back = torch.func.vjp(derive, clips)
-    return pull_back(gradient)[0], None, None, None, None, None
+    of_clips = torch.ops.ikem_fast.derive_modalities_backward(*ctx.saved_tensors, *ctx.numbers, gradient)
+    return of_clips, None, None, None, None, None
 
 
 if _extension.available():
     torch.library.register_fake("ikem_fast::derive_modalities", _fake)
+    torch.library.register_fake("ikem_fast::derive_modalities_backward", _fake_backward)
     torch.library.register_autograd("ikem_fast::derive_modalities", _backward, setup_context=_setup_context)
