@@ -416,6 +416,16 @@ def test_errors_name_the_argument(function, changes, message):
         function(**arguments)
 
 
+OPERATOR_ARGUMENTS = {
+    "clips": torch.zeros(2, 3, 4, 5, 1),
+    "num_frames": torch.tensor([3, 4]),
+    "bone_parents": [2, 0, 2, 0, 2],
+    "previous_bones": [2, 0, 2, 0, 2],
+    "chest_normal": [4, 1, 3],
+    "modalities": [0],
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -433,17 +443,8 @@ def test_errors_name_the_argument(function, changes, message):
     ],
 )
 def test_operator_checks_what_it_is_called_with(changes, message):
-    arguments = {
-        "clips": torch.zeros(2, 3, 4, 5, 1),
-        "num_frames": torch.tensor([3, 4]),
-        "bone_parents": [2, 0, 2, 0, 2],
-        "previous_bones": [2, 0, 2, 0, 2],
-        "chest_normal": [4, 1, 3],
-        "modalities": [0],
-        **changes,
-    }
     with pytest.raises(ValueError, match=message):
-        torch.ops.ikem_fast.derive_modalities(**arguments)
+        torch.ops.ikem_fast.derive_modalities(**{**OPERATOR_ARGUMENTS, **changes})
 
 
 @pytest.mark.parametrize(
@@ -456,16 +457,7 @@ def test_operator_checks_what_it_is_called_with(changes, message):
     ],
 )
 def test_backward_checks_what_it_is_called_with(changes, message):
-    arguments = {
-        "clips": torch.zeros(2, 3, 4, 5, 1),
-        "num_frames": torch.tensor([3, 4]),
-        "bone_parents": [2, 0, 2, 0, 2],
-        "previous_bones": [2, 0, 2, 0, 2],
-        "chest_normal": [4, 1, 3],
-        "modalities": [0, 5],
-        "gradient": torch.zeros(2, 2, 3, 4, 5, 1),
-        **changes,
-    }
+    arguments = {**OPERATOR_ARGUMENTS, "modalities": [0, 5], "gradient": torch.zeros(2, 2, 3, 4, 5, 1), **changes}
     with pytest.raises(ValueError, match=message):
         torch.ops.ikem_fast.derive_modalities_backward(**arguments)
 

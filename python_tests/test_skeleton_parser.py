@@ -80,6 +80,23 @@ def test_fields_that_are_not_used_may_be_nan_as_sensors_write_them(parse):
     np.testing.assert_array_equal(parse("\n".join(lines))[0][..., :1], expected)
 
 
+NUMBERS = (
+    "7 -7 +7 007 -0 1. .5 -.5 1.5 -12.25 +1.5 1e5 1.5e-3 1e-400 -1.e2 12345678901234567890123 0.0000000000000000001"
+)
+NO_NUMBERS = "- + . -. -- 1.. 1.2.3 1-2 -1- 1,5 1e 1e+ e5 .e5 0x10 1_0 1.5x -1.5x 12a 1\x000 nano infx"
+
+
+@pytest.mark.parametrize("word", [*NUMBERS.split(), *NO_NUMBERS.split()])
+def test_fields_that_are_not_used_are_as_strictly_numbers_as_the_others(parse, word):
+    for field in (1, 7, 12):
+        lines, _ = make_lines([1], 1)
+        lines[4] = " ".join(word if number == field else "0" for number in range(1, 13))
+        if word in NUMBERS.split():
+            parse("\n".join(lines), num_joints=1)
+        else:
+            check_error(parse, lines, 5, f"joint line: field {field} must be a number", num_joints=1)
+
+
 # With V = 3 a frame of one body has lines: 2 the body count, 3 the body, 4 the joint count, 5 to 7 the joints.
 @pytest.mark.parametrize(
     ("number", "content", "reason"),

@@ -10,16 +10,11 @@ namespace {
 template <typename T>
 void derive_blocks(const DeriveModalities& p, int64_t begin, int64_t end) {
   using Block = ModalityBlock<T>;
-  const int64_t lanes = p.num_lanes();
-  const Workspace<T> workspace(Block::kNumBuffers * Block::buffer_size(lanes, p.block_frames()));
+  const Workspace<T> workspace(Block::kNumBuffers * Block::buffer_size(p.num_lanes(), p.block_frames()));
   Block block(p.skeleton, p.num_persons, p.modalities, p.num_outputs, p.block_frames(), workspace.data());
+  const int64_t plane = p.clip_frames * p.num_lanes();
   for (int64_t number = begin; number < end; ++number) {
-    const int64_t clip = number / p.blocks_per_clip();
-    const int64_t first = number % p.blocks_per_clip() * p.block_frames();
-    const int64_t frames = std::min(p.block_frames(), p.clip_frames - first);
-    // Of coordinate 0 in the block's first frame, in the input and in every modality.
-    const int64_t start = (clip * 3 * p.clip_frames + first) * lanes;
-    const int64_t plane = p.clip_frames * lanes;
+    const auto [clip, first, frames, start] = p.block(number);
     const T* const clips = static_cast<const T*>(p.clips) + start;
     const T* const joints[3] = {clips, clips + plane, clips + 2 * plane};
     block.load(joints, frames, p.clip_frames - first - frames, math::time_scale<T>(p.num_frames[clip]));
@@ -237,17 +232,13 @@ class GradientBlock : public BoneBlock<T> {
 template <typename T>
 void derive_blocks_backward(const DeriveModalitiesBackward& p, int64_t begin, int64_t end) {
   using Block = GradientBlock<T>;
-  const int64_t lanes = p.num_lanes();
-  const Workspace<T> workspace(Block::kNumBuffers * Block::buffer_size(lanes, p.block_frames()));
+  const Workspace<T> workspace(Block::kNumBuffers * Block::buffer_size(p.num_lanes(), p.block_frames()));
   Block block(p.skeleton, p.num_persons, p.modalities, p.num_outputs, p.block_frames(), workspace.data());
-  const int64_t plane = p.clip_frames * lanes;
+  const int64_t plane = p.clip_frames * p.num_lanes();
   for (int64_t number = begin; number < end; ++number) {
-    const int64_t clip = number / p.blocks_per_clip();
-    const int64_t first = number % p.blocks_per_clip() * p.block_frames();
-    const int64_t frames = std::min(p.block_frames(), p.clip_frames - first);
+    const auto [clip, first, frames, start] = p.block(number);
     const int64_t lead = first > 0 ? 1 : 0;
-    const int64_t start = (clip * 3 * p.clip_frames + first) * lanes;
-    const T* const clips = static_cast<const T*>(p.clips) + start - lead * lanes;
+    const T* const clips = static_cast<const T*>(p.clips) + start - lead * p.num_lanes();
     const T* const joints[3] = {clips, clips + plane, clips + 2 * plane};
     block.load(joints, lead + frames, p.clip_frames - first - frames, math::time_scale<T>(p.num_frames[clip]));
     T* const out = static_cast<T*>(p.output) + start;

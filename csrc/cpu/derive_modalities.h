@@ -1,6 +1,7 @@
 // Derivation of modalities on the CPU, see csrc/ops/derive_modalities.cpp.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cpu/capability.h"
@@ -23,6 +24,15 @@ struct DeriveModalities {
 
   int64_t num_lanes() const { return skeleton.num_joints * num_persons; }
   int64_t block_frames() const { return choose_block_frames(num_lanes(), clip_frames); }
+  // Frames of one clip that are handled together.
+  struct Block {
+    int64_t clip, first_frame, frames;
+    int64_t start;  // of coordinate 0 in the first frame, in the clips and in every modality
+  };
+  Block block(int64_t number) const {
+    const int64_t clip = number / blocks_per_clip(), first = number % blocks_per_clip() * block_frames();
+    return {clip, first, std::min(block_frames(), clip_frames - first), (clip * 3 * clip_frames + first) * num_lanes()};
+  }
   int64_t blocks_per_clip() const { return (clip_frames + block_frames() - 1) / block_frames(); }
 };
 

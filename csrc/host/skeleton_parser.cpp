@@ -95,6 +95,22 @@ std::optional<double> to_number(std::string_view word) {
     return value;
 }
 
+// Whether to_number would give a value: told by the looks of words like -12.345, which are nearly all, at a fifth of the
+// time that their value takes.
+bool is_number(std::string_view word) {
+    const auto is_digit = [](char c) { return static_cast<unsigned char>(c - '0') < 10; };
+    const char* c = word.data();
+    const char* const end = c + word.size();
+    if (c != end && *c == '-') ++c;
+    const char* const whole = c;
+    while (c != end && is_digit(*c)) ++c;
+    if (c == whole) return to_number(word).has_value();
+    if (c == end) return true;
+    const char* const fraction = *c == '.' ? ++c : nullptr;
+    while (c != end && is_digit(*c)) ++c;
+    return (fraction && c != fraction && c == end) || to_number(word).has_value();
+}
+
 class Parser {
 public:
     Parser(std::string_view text, const SkeletonLimits& limits) : lines_(text), limits_(limits) {}
@@ -152,12 +168,13 @@ private:
         int num_words = 0;
         for (std::string_view word = lines_.word(); !word.empty(); word = lines_.word(), ++num_words) {
             if (num_words >= num_fields) continue;
-            const std::optional<double> value = to_number(word);
-            if (!value) {
+            const bool is_used = num_words < num_finite;
+            const std::optional<double> value = is_used ? to_number(word) : std::nullopt;
+            if (is_used ? !value : !is_number(word)) {
                 fail(std::string(what) + ": field " + std::to_string(num_words + 1) + " must be a number, got " +
                      quoted(word));
             }
-            if (num_words >= num_finite) continue;
+            if (!is_used) continue;
             if (!std::isfinite(*value)) {
                 fail(std::string(what) + ": coordinate " + "xyz"[num_words] + " must be finite, got " + quoted(word));
             }
