@@ -55,9 +55,10 @@ definition in the same run before it was timed ("error", relative to the largest
 Allocator settings, threads and inputs, drawn anew for every round, are the same for all ways. "× eager": how many times
 as fast as that way, same work, same run; only `ours bf16` computes in bfloat16. "Of the floor": the least time that the
 bytes that must move, or the operations, take at the ceilings below, over the time taken. `ours bf16` has a floor of its
-own, of fewer bytes. More than 100 % means that the data lay in a cache, that a product is faster than the library's that
-the ceiling was measured with, or that a convolution took fewer operations than its direct products, which the floor
-counts: in the frequency domain it does. The plots leave out what sweeps vary, but for the sizes that they start from."""
+own, of fewer bytes. More than 100 % means that the data lay in a cache, that a product is faster than the library's
+that the ceiling was measured with, or that a convolution took fewer operations than its direct products, which the
+floor counts: in the frequency domain it does. The plots leave out what sweeps vary, but for the sizes that they start
+from."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
