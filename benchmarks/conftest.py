@@ -36,6 +36,7 @@ def pytest_addoption(parser):
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
     group.addoption("--devices", choices=DEVICES, nargs="+", default=DEVICES, help="of those that are there")
     group.addoption("--seconds", type=float, default=math.inf, help="after so many the benchmarks left are skipped")
+    group.addoption("--memory", type=float, default=0.5, help="share of the free memory that a call may take")
     group.addoption("--commit", help="what is measured, where there is no git to ask")
 
 
@@ -118,8 +119,9 @@ def measure(request, benchmark, device, number, launch) -> Callable[[Case, str],
             pytest.skip("the time of --seconds was over")
         memory.return_freed_memory()
         needed, free = case.bytes_needed.get(way, 0), memory.free_bytes(device)
-        if needed > free / 2:
-            pytest.skip(f"needs about {needed / 1e9:.1f} GB, which is more than half of the {free / 1e9:.1f} GB free")
+        share = config.getoption("--memory")
+        if needed > share * free:
+            pytest.skip(f"needs about {needed / 1e9:.1f} GB, more than {share:.0%} of the {free / 1e9:.1f} GB free")
         threads = case.sizes.get("threads", config.getoption("--threads"))
         torch.set_num_threads(threads)
         if way == COMPILED:
