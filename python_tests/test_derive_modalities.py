@@ -28,6 +28,12 @@ previous_bones: {right: left}
 """
 
 
+at_odd_sizes = pytest.mark.parametrize(
+    ("num_clips", "num_frames", "num_persons"),
+    [(0, 5, 2), (1, 1, 1), (2, 2, 1), (1, 3, 2), (5, 11, 3), (1, 64, 5), (37, 21, 2), (1, 2, 40)],
+)
+
+
 def make_clips(num_clips=3, num_frames=7, num_joints=25, num_persons=2, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     clips = torch.randn(num_clips, 3, num_frames, num_joints, num_persons, generator=generator, dtype=torch.float64)
@@ -74,23 +80,14 @@ def test_operator_agrees_with_definition(dtype, layout, kite):
     assert relative_error(ours, derive_modalities_reference(clips, num_frames, layout)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_instruction_set_agrees(capability, dtype, monkeypatch):
+def test_every_instruction_set_agrees(capability, dtype):
     clips, num_frames = make_clips(num_frames=50, dtype=dtype)
-    monkeypatch.setenv("IKEM_FAST_CPU_CAPABILITY", capability)
-    try:
-        _extension.require().build_info()
-    except RuntimeError as error:
-        pytest.skip(str(error))
     ours = derive_modalities(clips, num_frames)
     assert relative_error(ours, derive_modalities_reference(clips, num_frames)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize(
-    ("num_clips", "num_frames", "num_persons"),
-    [(0, 5, 2), (1, 1, 1), (2, 2, 1), (1, 3, 2), (5, 11, 3), (1, 64, 5), (37, 21, 2), (1, 2, 40)],
-)
+@at_odd_sizes
 @pytest.mark.parametrize("layout", ["ntu-rgb+d", "nw-ucla"])
 def test_odd_sizes(num_clips, num_frames, num_persons, layout):
     num_joints = layouts.get(layout).num_joints
@@ -271,22 +268,13 @@ def test_gradient_agrees_with_definition(dtype, layout, kite):
     check_gradient(clips, counts, layout, ["rotation_axis", "motion"])
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradient_of_every_instruction_set_agrees(capability, dtype, monkeypatch):
+def test_gradient_of_every_instruction_set_agrees(capability, dtype):
     clips, counts = make_clips(num_frames=50, dtype=dtype)
-    monkeypatch.setenv("IKEM_FAST_CPU_CAPABILITY", capability)
-    try:
-        _extension.require().build_info()
-    except RuntimeError as error:
-        pytest.skip(str(error))
     check_gradient(clips, counts, "ntu-rgb+d")
 
 
-@pytest.mark.parametrize(
-    ("num_clips", "num_frames", "num_persons"),
-    [(0, 5, 2), (1, 1, 1), (2, 2, 1), (1, 3, 2), (5, 11, 3), (1, 64, 5), (37, 21, 2), (1, 2, 40)],
-)
+@at_odd_sizes
 def test_gradient_at_odd_sizes(num_clips, num_frames, num_persons):
     for layout, num_joints in (("ntu-rgb+d", 25), ("nw-ucla", 20)):
         for dtype in (torch.float32, torch.float64):
