@@ -72,8 +72,9 @@ class GradientBlock : public BoneBlock<T> {
     add_differences(first, gradient_of, output);
     if (!wants_bones_) return;
     ConstPlanes gradient;
+    const bool has_bones = gradient_of(Modality::kBone, gradient);
     for (int c = 0; c < 3; ++c) {
-      if (gradient_of(Modality::kBone, gradient)) {
+      if (has_bones) {
         std::copy_n(gradient[c], size, bone_gradients_[c]);
       } else {
         std::fill_n(bone_gradients_[c], size, T(0));
@@ -148,33 +149,30 @@ class GradientBlock : public BoneBlock<T> {
     const V scale(time_scale_);
     ConstPlanes of_axes, of_velocities;
     const bool has_axes = gradient_of(Modality::kRotationAxis, of_axes);
-    const auto velocity_gradients = [&](int64_t i, int64_t count) {
-      const int64_t at = i + lead;
-      return math::angular_velocity_gradients(V::loadu(angles_ + at), V::loadu(angles_ + at + lanes_),
-                                              values_at(axes_, at), V::loadu(lengths_ + at), scale,
-                                              load_lanes(of_velocities, i, count));
-    };
     if (wants_angles_) {
       gradient_of(Modality::kAngularVelocity, of_velocities);
       // From the frame before the block on, for which the first of a clip has zeros.
       std::fill_n(turn_gradients_, lanes_, T(0));
-      for (int64_t i = -lead; i < 0; i += kWidth) {
-        velocity_gradients(i, std::min(kWidth, -i)).turn.store(turn_gradients_ + lanes_ + i);
-      }
-      for (int64_t i = 0; i < moving; i += kWidth) {
-        velocity_gradients(i, std::min(kWidth, moving - i)).turn.store(turn_gradients_ + lanes_ + i);
+      for (int64_t i = -lead; i < moving; i += kWidth) {
+        const Vector gradient = load_lanes(of_velocities, i, std::min(kWidth, moving - i));
+        math::turn_gradient(values_at(axes_, i + lead), V::loadu(lengths_ + i + lead), scale, gradient)
+            .store(turn_gradients_ + lanes_ + i);
       }
       std::fill_n(turn_gradients_ + lanes_ + moving, size - moving, T(0));
     }
     const auto pull_back_lanes = [&](int64_t i, int64_t count, bool is_moving) {
       const int64_t at = i + lead;
       const Vector bone = values_at(bones_, at), previous = values_at(previous_, at), axis = values_at(axes_, at);
+      const V length = V::loadu(lengths_ + at);
       Vector of_axis = has_axes ? load_lanes(of_axes, i, count) : zero();
-      if (is_moving) of_axis = of_axis + velocity_gradients(i, count).axis;
+      if (is_moving) {
+        of_axis = of_axis + math::turned_axis_gradient(V::loadu(angles_ + at), V::loadu(angles_ + at + lanes_), axis,
+                                                       length, scale, load_lanes(of_velocities, i, count));
+      }
       math::BoneGradients<V> gradients = math::axis_gradients(bone, previous, of_axis);
       if (wants_angles_) {
         const V of_angle = V::loadu(turn_gradients_ + i) - V::loadu(turn_gradients_ + lanes_ + i);
-        const auto of_angles = math::angle_gradients(bone, previous, axis, V::loadu(lengths_ + at), of_angle);
+        const auto of_angles = math::angle_gradients(bone, previous, axis, length, of_angle);
         gradients = {gradients.bone + of_angles.bone, gradients.previous + of_angles.previous};
       }
       store_lanes(gradients.bone + values_at(bone_gradients_, i), i, count, bone_gradients_);

@@ -204,15 +204,14 @@ __global__ void __launch_bounds__(kThreads)
           const math::Vector3<T> next = person.bone(t + 1, number);
           const math::Vector3<T> next_previous = person.bone(t + 1, before);
           const T next_angle = math::angle(next, next_previous, math::norm(math::cross(next, next_previous)));
-          const auto gradients = math::angular_velocity_gradients(
-              angle, next_angle, axis, length, time_scale, gradient_at(Modality::kAngularVelocity, t, 1));
-          of_angle -= gradients.turn;
-          of_axis = of_axis + gradients.axis;
+          const math::Vector3<T> of_velocity = gradient_at(Modality::kAngularVelocity, t, 1);
+          of_angle -= math::turn_gradient(axis, length, time_scale, of_velocity);
+          of_axis = of_axis + math::turned_axis_gradient(angle, next_angle, axis, length, time_scale, of_velocity);
         }
         if (t > 0) {
           const math::Vector3<T> last_axis = math::cross(person.bone(t - 1, number), person.bone(t - 1, before));
-          const math::Vector3<T> direction = math::normalize(last_axis);
-          of_angle += math::dot(direction, gradient_at(Modality::kAngularVelocity, t - 1, 1) * time_scale);
+          of_angle += math::turn_gradient(last_axis, math::norm(last_axis), time_scale,
+                                          gradient_at(Modality::kAngularVelocity, t - 1, 1));
         }
         const auto gradients = math::angle_gradients(bone, previous, axis, length, of_angle);
         of_bone = of_bone + gradients.bone;

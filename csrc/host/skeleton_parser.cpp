@@ -99,16 +99,11 @@ std::optional<double> to_number(std::string_view word) {
 // time that their value takes.
 bool is_number(std::string_view word) {
     const auto is_digit = [](char c) { return static_cast<unsigned char>(c - '0') < 10; };
-    const char* c = word.data();
-    const char* const end = c + word.size();
-    if (c != end && *c == '-') ++c;
-    const char* const whole = c;
-    while (c != end && is_digit(*c)) ++c;
-    if (c == whole) return to_number(word).has_value();
-    if (c == end) return true;
-    const char* const fraction = *c == '.' ? ++c : nullptr;
-    while (c != end && is_digit(*c)) ++c;
-    return (fraction && c != fraction && c == end) || to_number(word).has_value();
+    const char* const end = word.data() + word.size();
+    const char* const first = word.data() + word.starts_with('-');
+    const char* const point = std::find_if_not(first, end, is_digit);
+    if (point != first && (point == end || (*point == '.' && std::all_of(point + 1, end, is_digit)))) return true;
+    return to_number(word).has_value();
 }
 
 class Parser {

@@ -56,19 +56,18 @@ IKEM_HOST_DEVICE Vector3<S> angular_velocity(S angle, S next_angle, const Vector
   return normalize(axis, axis_length) * (time_scale * (next_angle - angle));
 }
 
-// The gradients of theta_{t+1} - theta_t and of o_t, given that of the angular velocity.
+// The gradient of theta_{t+1} - theta_t, given that of the angular velocity.
 template <typename S>
-struct AngularVelocityGradients {
-  S turn;
-  Vector3<S> axis;
-};
+IKEM_HOST_DEVICE S turn_gradient(const Vector3<S>& axis, S axis_length, S time_scale, const Vector3<S>& gradient) {
+  return dot(normalize(axis, axis_length), gradient * time_scale);
+}
+
+// The gradient of o_t, given that of the angular velocity.
 template <typename S>
-IKEM_HOST_DEVICE AngularVelocityGradients<S> angular_velocity_gradients(S angle, S next_angle, const Vector3<S>& axis,
-                                                                        S axis_length, S time_scale,
-                                                                        const Vector3<S>& gradient) {
-  const Vector3<S> scaled = gradient * time_scale;
-  const Vector3<S> direction = normalize(axis, axis_length);
-  return {dot(direction, scaled), normalize_gradient(direction, axis_length, scaled * (next_angle - angle))};
+IKEM_HOST_DEVICE Vector3<S> turned_axis_gradient(S angle, S next_angle, const Vector3<S>& axis, S axis_length,
+                                                 S time_scale, const Vector3<S>& gradient) {
+  return normalize_gradient(normalize(axis, axis_length), axis_length,
+                            gradient * (time_scale * (next_angle - angle)));
 }
 
 // Gradients of the bones a, b, c, given that of their chest normal.

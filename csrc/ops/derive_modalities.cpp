@@ -50,7 +50,6 @@ class Input {
     numbers_.emplace(bone_parents, previous_bones, chest_normal);
   }
 
-  const at::Tensor& clips() const { return clips_; }
   // (S, N, 3, T, V, M)
   std::vector<int64_t> modality_sizes() const {
     std::vector<int64_t> sizes{static_cast<int64_t>(modalities_.size())};
